@@ -1,0 +1,52 @@
+/* file.h: files read whole by mapping them, and files written safely.
+ *
+ * A written file appears under its name only when it is complete: bytes go to
+ * a temporary name beside it, are synced, then renamed. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include "error.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+
+typedef struct {
+    const unsigned char *data; /* read-only bytes, mapped or read */
+    size_t size;
+    bool mapped;
+} File;
+
+/* Maps `path` read-only where the system can, reads it otherwise. A directory,
+ * a missing or an unreadable file is an error. An empty file has size 0. */
+int file_open(File *file, const char *path, Error *err);
+/* As above, but always into memory of our own that the caller may change:
+ * big-endian hosts swap bytes there. */
+int file_read(File *file, const char *path, Error *err);
+void file_close(File *file);
+
+typedef struct {
+    FILE *stream; /* NULL when closed */
+    char *path;   /* the final name */
+    char *temp;   /* the name while writing */
+} OutFile;
+
+/* Refuses a path that exists unless `force`. */
+int out_open(OutFile *out, const char *path, bool force, Error *err);
+int out_write(OutFile *out, const void *bytes, size_t n, Error *err);
+/* Flush, sync, rename: after 0 the whole file is there under its name. */
+int out_commit(OutFile *out, Error *err);
+/* Removes the temporary file; harmless after a commit. */
+void out_abort(OutFile *out);
+
+/* out_open, out_write and out_commit in one. */
+int file_write(const char *path, bool force, const void *bytes, size_t n,
+               Error *err);
+
+bool path_exists(const char *path);
+bool path_is_dir(const char *path);
+/* "dir/name", to be freed; NULL when memory is short. */
+char *path_join(const char *dir, const char *name, Error *err);
+/* Makes one directory; an existing one is fine. */
+int make_dir(const char *path, Error *err);
+
+#endif

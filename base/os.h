@@ -1,0 +1,25 @@
+/* os.h: the few things only the system knows; zero where it does not tell. */
+#ifndef BASE_OS_H
+#define BASE_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+
+double os_seconds(void);      /* a monotonic clock */
+size_t os_peak_memory(void);  /* bytes, the greatest resident size so far */
+bool os_is_terminal(FILE *stream);
+
+/* One line on a terminal that overwrites itself: "what 37 %". Silent in the
+ * first second and on anything that is no terminal. */
+typedef struct {
+    const char *what;
+    double start, shown; /* seconds; shown: of the last update */
+    bool visible;
+} Progress;
+
+void progress_begin(Progress *p, const char *what);
+void progress_show(Progress *p, double done, double total);
+void progress_end(Progress *p); /* wipes the line */
+
+#endif

@@ -1,0 +1,25 @@
+/* sample.h: from logits to one index. */
+#ifndef BASE_SAMPLE_H
+#define BASE_SAMPLE_H
+
+#include "error.h"
+#include "random.h"
+
+typedef struct {
+    float temperature;  /* 0: the greatest logit, the lowest index on ties */
+    size_t top_k;       /* keep the k most probable; 0: all */
+    float top_p;        /* keep the fewest whose sum reaches p; 1: all */
+} Sampler;
+
+/* The distribution that sampling uses: p = softmax(logits / temperature),
+ * then top_k, then top_p, renormalised; temperature 0 is one-hot. Sorted by
+ * probability descending, ties to the lowest index. order (n) receives the
+ * indices kept, p (n) their probabilities; returns how many. */
+size_t sample_distribution(const Sampler *s, const float *logits, size_t n,
+                           uint32_t *order, float *p);
+size_t argmax(const float *x, size_t n);  /* lowest index on ties */
+/* One draw by the running sum of p against one uniform number. */
+uint32_t sample_draw(const uint32_t *order, const float *p, size_t kept,
+                     Random *r);
+
+#endif

@@ -1,0 +1,30 @@
+/* trace.h: intermediates, by name, into a safetensors file.
+ *
+ * Values are spooled to a temporary file as they come; trace_close writes the
+ * result. A tensor named again grows by rows: chunks of a prefill end up as
+ * one tensor. Off (a NULL Trace), a call costs one branch. */
+#ifndef BASE_TRACE_H
+#define BASE_TRACE_H
+
+#include "dtype.h"
+#include "error.h"
+
+#include <stdbool.h>
+
+typedef struct Trace Trace;
+
+/* only: a pattern ('*' any run, '?' one character) that names must match;
+ * NULL for all. */
+Trace *trace_open(const char *path, bool force, const char *only, Error *err);
+/* True where a tensor of this name is wanted: ask before computing extra. */
+bool trace_wants(const Trace *trace, const char *name);
+/* type: DT_F32 or DT_I32; shape[0] rows. The first error is kept until
+ * trace_close. */
+void trace_put(Trace *trace, const char *name, DType type, const void *values,
+               int rank, const size_t *shape);
+/* Writes the file, or says which put failed; frees the trace. */
+int trace_close(Trace *trace, Error *err);
+/* Frees the trace and writes nothing. */
+void trace_abort(Trace *trace);
+
+#endif

@@ -1,0 +1,465 @@
+/* deepseek.h: DeepSeek-V2, V2-Lite and V3, one block a file.
+ *
+ *   main.c -> deepseek.c, cost.c -> mla.c, moe.c -> rope.c, fp8.c -> base/
+ *             tokenizer.c --------------------------------------> base/
+ *
+ * No file calls up. A layer function takes out, in, weights, config, (tokens,
+ * position), cache, activations, in this order; it reads no globals, allocates
+ * nothing and does no I/O. Activations are named fields of a struct with their
+ * shapes; inference hands the same struct to every layer, training keeps one a
+ * layer. All activations are F32, row-major.
+ *
+ * Symbols: T tokens of this call, S cached positions (those of this call
+ * included), d = hidden_size, d_c = kv_lora_rank, d_c' = q_lora_rank,
+ * n_h = num_attention_heads, d_h = qk_nope_head_dim, d_r = qk_rope_head_dim,
+ * d_v = v_head_dim, N = n_routed_experts, K = num_experts_per_tok.
+ * docs/glossary.md has them all. Equations: "V2 (41)", "V3 (1)". */
+#ifndef DEEPSEEK_H
+#define DEEPSEEK_H
+
+#include "base/error.h"
+#include "base/kernels.h"
+#include "base/safetensors.h"
+#include "base/sample.h"
+#include "base/trace.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Config: config.json ----------------------------------- V2 §3.1.2, V3 §4.2
+ * Keys verbatim; the values are checked when read. */
+
+typedef enum { DEEPSEEK_V2, DEEPSEEK_V3 } ModelType;
+
+typedef enum {
+    TOPK_GREEDY,               /* V2-Lite: the K best */
+    TOPK_GROUP_LIMITED_GREEDY, /* V2: of the best groups by their maximum */
+    TOPK_NOAUX_TC              /* V3: biased, groups by their top two */
+} TopkMethod;
+
+typedef enum { SCORING_SOFTMAX, SCORING_SIGMOID } ScoringFunc;
+
+typedef struct {
+    bool yarn;                 /* false: plain RoPE, the rest unused */
+    double factor;
+    size_t original_max_position_embeddings;
+    double beta_fast, beta_slow;
+    double mscale, mscale_all_dim;  /* absent: 1 and 0 */
+} RopeScaling;
+
+enum { MAX_EOS = 8 };
+
+typedef struct {
+    ModelType model_type;
+    size_t vocab_size, hidden_size, num_hidden_layers;
+    size_t intermediate_size, moe_intermediate_size;
+    size_t first_k_dense_replace, moe_layer_freq;
+    size_t num_attention_heads;
+    size_t q_lora_rank;        /* 0: null, no query compression */
+    size_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+    size_t n_routed_experts;   /* 0: every layer is dense */
+    size_t n_shared_experts, num_experts_per_tok, n_group, topk_group;
+    TopkMethod topk_method;
+    ScoringFunc scoring_func;
+    bool norm_topk_prob;
+    double routed_scaling_factor;
+    double rms_norm_eps, rope_theta, initializer_range;
+    RopeScaling rope_scaling;
+    size_t max_position_embeddings;
+    bool tie_word_embeddings;
+    size_t num_nextn_predict_layers;    /* MTP modules announced */
+    int64_t bos_token_id;               /* -1: none */
+    int64_t eos_token_id[MAX_EOS];
+    size_t n_eos;
+    DType torch_dtype;
+    bool fp8;                  /* quantization_config: fp8 e4m3 128×128 */
+    bool scale_fmt_ue8m0;
+    /* Where the sources disagree (docs/disputes.md); set by --reading. */
+    bool latent_eps_from_config;  /* else 1e-6 whatever rms_norm_eps says */
+    bool v2_norm_scales;          /* V2 with norm_topk_prob also scales */
+} Config;
+
+/* Reads config.json, or a directory that holds one. Both spellings, that of
+ * transformers 4 and of 5. A value that would change the result and is not
+ * known here is refused by name; an unknown harmless key is not. */
+int config_read(Config *c, const char *path, Error *err);
+/* Writes config.json with both spellings. dtype: of the weights beside it. */
+int config_write(const Config *c, DType dtype, const char *path, bool force,
+                 Error *err);
+/* Checks that the sizes fit one another; config_read has called it. */
+int config_check(const Config *c, const char *where, Error *err);
+/* NAME=VALUE of docs/disputes.md. */
+int config_reading(Config *c, const char *text, Error *err);
+/* True where layer l has experts (spec: l >= first_k_dense_replace and
+ * l mod moe_layer_freq = 0; an MTP layer always). */
+bool config_is_moe(const Config *c, size_t layer);
+
+/* Weights: deepseek.c -------------------------------------------------------
+ * Linear weights are (out, in); an absent one has data NULL. A norm's gain is
+ * a matrix of one row. */
+
+typedef struct {
+    Matrix gate_proj, up_proj;  /* (inter, d) */
+    Matrix down_proj;           /* (d, inter) */
+} FfnWeights;
+
+typedef struct {
+    Matrix q_proj;              /* (n_h (d_h+d_r), d)   if d_c' = 0 */
+    Matrix q_a_proj;            /* (d_c', d)            W_DQ */
+    Matrix q_a_layernorm;       /* (d_c') */
+    Matrix q_b_proj;            /* (n_h (d_h+d_r), d_c') W_UQ, W_QR by head */
+    Matrix kv_a_proj_with_mqa;  /* (d_c+d_r, d)         W_DKV, W_KR */
+    Matrix kv_a_layernorm;      /* (d_c) */
+    Matrix kv_b_proj;           /* (n_h (d_h+d_v), d_c) W_UK, W_UV by head */
+    Matrix o_proj;              /* (d, n_h d_v)         W_O */
+} MlaWeights;
+
+typedef struct {
+    Matrix gate;                    /* (N, d): row i is e_i */
+    Matrix e_score_correction_bias; /* (N), V3 only: b_i */
+    FfnWeights *experts;            /* N, each moe_intermediate_size wide */
+    FfnWeights shared_experts;      /* one FFN of n_shared_experts widths */
+} MoeWeights;
+
+typedef struct {
+    bool is_moe;
+    Matrix input_layernorm, post_attention_layernorm;
+    MlaWeights self_attn;
+    FfnWeights mlp;             /* dense layers */
+    MoeWeights moe;             /* the others */
+    /* An MTP layer, index num_hidden_layers and up, has these besides. */
+    Matrix embed_tokens, enorm, hnorm, eh_proj;
+    Matrix shared_head_norm, shared_head_head;
+} LayerWeights;
+
+typedef struct {
+    Config config;
+    Safetensors files;
+    Matrix embed_tokens, norm;  /* (V, d), (d) */
+    Matrix lm_head;             /* (V, d); the embedding's if tied */
+    LayerWeights *layers;       /* main layers, then MTP layers */
+    size_t n_mtp;               /* MTP layers whose tensors are there */
+    FfnWeights *experts;        /* all layers' experts, one allocation */
+} Model;
+
+/* One row of the table of tensors: every loop over a checkpoint walks it. */
+typedef enum {
+    TENSOR_EMBED, TENSOR_NORM, TENSOR_LINEAR, TENSOR_GATE, TENSOR_BIAS,
+    TENSOR_HEAD, TENSOR_EH_PROJ
+} TensorKind;
+
+typedef struct {
+    char name[128];
+    TensorKind kind;
+    int rank;                   /* 1: only cols counts */
+    size_t rows, cols;
+    size_t layer;               /* SIZE_MAX outside the layers */
+    bool routed, shared, mtp;   /* of an expert; of an MTP layer */
+    Matrix *slot;               /* in the model, if the walk has one */
+} TensorInfo;
+
+typedef struct {
+    const Config *config;
+    Model *model;               /* may be NULL: names and shapes alone */
+    size_t layer, row, expert;  /* where the walk stands */
+} TensorWalk;
+
+/* In the order of computation, MTP layers last; false at the end. */
+TensorWalk tensor_walk(const Config *c, Model *model);
+bool tensor_next(TensorWalk *walk, TensorInfo *info);
+/* The dtype a checkpoint of this dtype stores a tensor in: with F8_E4M3 only
+ * Linear weights are FP8, the rest BF16; the gate's bias is always F32. */
+DType tensor_dtype(const TensorInfo *info, DType checkpoint);
+
+/* Maps the files of a model directory and binds every tensor, checking names,
+ * shapes and dtypes. Announced MTP layers may be absent (n_mtp says). */
+int model_open(Model *m, const char *dir, Error *err);
+void model_close(Model *m);
+/* Names the first tensor that holds a NaN or an infinity. */
+int model_find_not_finite(const Model *m, Error *err);
+/* A new directory with random weights: normal with the given deviation, norm
+ * gains 1, the gate's bias 0; one random stream a tensor, so that a tensor
+ * does not depend on the others. Tokenizer files beside the config go along.
+ * dtype: F32, F16, BF16, F8_E4M3. */
+int model_init(const Config *c, const char *config_path, const char *dir,
+               DType dtype, uint64_t seed, double std, Error *err);
+
+/* rope.c: decoupled RoPE and YaRN ------------- V2 §2.1.3, §3.1.4; V3 §4.3 */
+
+typedef struct {
+    size_t pairs;          /* d_r / 2 */
+    double *freq;          /* (pairs) radians a position */
+    double magnitude;      /* on cos and sin */
+    float softmax_scale;   /* (d_h+d_r)^-1/2 · mscale² */
+} Rope;
+
+/* The multiplier 0.1 m ln s + 1 of YaRN, 1 for s <= 1. */
+double yarn_mscale(double s, double m);
+int rope_open(Rope *r, const Config *c, Error *err);
+void rope_close(Rope *r);
+/* cos, sin (T, pairs) of positions pos … pos+T-1, for all layers at once. */
+void rope_table(float *cos, float *sin, const Rope *r, size_t T, size_t pos);
+/* Turns pair (x[2i], x[2i+1]) of T rows by the angles of row t. */
+void rope_apply(float *y, size_t ldy, const float *x, size_t ldx,
+                const float *cos, const float *sin, size_t T, size_t pairs);
+
+/* mla.c: multi-head latent attention ---------------- V2 §2.1, V3 §2.1.1 */
+
+/* A block of queries attends at a time: nb tokens with all their heads. */
+typedef struct {
+    size_t block;     /* nb: tokens whose scores the buffers hold */
+    size_t span;      /* positions a row of scores holds */
+    float *c_q_raw;   /* (T, d_c')            W_DQ h                  */
+    float *c_q;       /* (T, d_c')            normalised              */
+    float *q;         /* (T, n_h, d_h+d_r)    before RoPE             */
+    float *kv_raw;    /* (T, d_c+d_r)         [W_DKV h; W_KR h]       */
+    float *query;     /* (T, n_h, d_c+d_r) absorbed, (T, n_h, d_h+d_r) naive */
+    float *kv;        /* (S, n_h, d_h+d_v)    naive: [k_C; v_C]       */
+    float *key;       /* (S, n_h, d_h+d_r)    naive: [k_C; k_R]       */
+    float *scores;    /* (nb, n_h, span)      scaled, masked -inf     */
+    float *probs;     /* (nb, n_h, span)      softmax of scores       */
+    float *z;         /* (T, n_h, d_c)        absorbed: Σ p c_kv      */
+    float *o;         /* (T, n_h, d_v)        Σ p v                   */
+} MlaActs;
+
+/* u = attention of h, T tokens at positions pos … pos+T-1.
+ * h (T, d) -> u (T, d); cache (capacity, d_c+d_r): rows pos … are written
+ * with [c_kv; k_rope], rows 0 … pos-1 hold the past. cos, sin: rope_table of
+ * these positions. All of it in V2 (37)-(47), V3 (1)-(11).
+ * absorbed: W_UK goes to the query and W_UV to the output, so that the past
+ * is read as it is cached; naive: keys and values of all S positions are
+ * expanded first, the form of training. Equal but for rounding. */
+void mla_absorbed(float *u, const float *h, const MlaWeights *w,
+                  const Config *c, size_t T, size_t pos, const float *cos,
+                  const float *sin, float softmax_scale, float *cache,
+                  MlaActs *a);
+void mla_naive(float *u, const float *h, const MlaWeights *w,
+               const Config *c, size_t T, size_t pos, const float *cos,
+               const float *sin, float softmax_scale, float *cache,
+               MlaActs *a);
+
+/* moe.c: the gate and the experts ---------------------- V2 §2.2, V3 §2.1.2 */
+
+typedef struct {
+    float *gate;      /* (R, inter)   W_gate x  */
+    float *up;        /* (R, inter)   W_up x    */
+    float *h;         /* (R, inter)   silu(gate) · up */
+} FfnActs;
+
+typedef struct {
+    float *logits;        /* (T, N)       u·e_i                      */
+    float *scores;        /* (T, N)       s_i: softmax or sigmoid    */
+    float *bias;          /* (N)          b_i, as F32                */
+    float *choice;        /* (T, N)       what top-K sees: s_i + b_i, masked */
+    float *group_scores;  /* (T, n_group) */
+    int32_t *topk_ids;    /* (T, K)       best first, ties: lowest id */
+    float *topk_weights;  /* (T, K)       g_i, in the order of topk_ids */
+    int32_t *first;       /* (N+1)        rows of expert e: first[e] … */
+    int32_t *token;       /* (T K)        the token of each row      */
+    int32_t *slot;        /* (T, K)       row of the t-th token's k-th smallest
+                                          expert id                  */
+    float *row_weight;    /* (T K)        its g_i                    */
+    float *x;             /* (T K, d)     tokens gathered by expert  */
+    FfnActs routed;       /* (T K, moe_intermediate_size)            */
+    float *y;             /* (T K, d)     FFN_e(x)                   */
+    float *routed_out;    /* (T, d)       Σ g_i FFN_i, ids ascending */
+    FfnActs shared;       /* (T, n_shared_experts moe_intermediate_size) */
+    float *shared_out;    /* (T, d) */
+} MoeActs;
+
+/* y = W_down(silu(W_gate x) · W_up x); x (T, d) -> y (T, d). */
+void ffn_forward(float *y, const float *x, const FfnWeights *w, size_t T,
+                 FfnActs *a);
+/* Fills logits … topk_weights. V2 (21)-(22), V3 (13)-(16). */
+void gate_forward(const float *x, const MoeWeights *w, const Config *c,
+                  size_t T, MoeActs *a);
+/* y = Σ shared + Σ g_i FFN_i(x); x (T, d) -> y (T, d), without the residual.
+ * V2 (20), V3 (12). The tokens of each expert run as one product. */
+void moe_forward(float *y, const float *x, const MoeWeights *w,
+                 const Config *c, size_t T, MoeActs *a);
+
+/* fp8.c: E4M3 and its scales ------------------------------------- V3 §3.3 */
+
+float e4m3_decode(uint8_t code);   /* 0x7f, 0xff: NaN */
+uint8_t e4m3_encode(float x);      /* nearest, ties to even; |x| > 448: 448 */
+/* s = amax/448 of a block, amax at least 1e-4; ue8m0: the next power of two
+ * at or above it. */
+float fp8_scale(float amax, bool ue8m0);
+/* Quantises n rows of at most 128 (one row of blocks): x (n, cols) -> codes
+ * (n, cols), scales (ceil(cols/128)). */
+void fp8_quantize_rows(uint8_t *codes, float *scales, const float *x,
+                       size_t n, size_t cols, bool ue8m0);
+/* Names the first NaN code of w or the first scale that is not a finite
+ * positive number. */
+int fp8_check(const Matrix *w, const char *name, Error *err);
+
+/* deepseek.c: the forward pass ------------------------------ V2 §2, V3 §2 */
+
+typedef struct {
+    float *attn_norm;     /* (T, d)  RMSNorm(h; input_layernorm) */
+    MlaActs mla;
+    float *attn_out;      /* (T, d)  u_t                        */
+    float *attn_residual; /* (T, d)  h + u                      */
+    float *ffn_norm;      /* (T, d)  RMSNorm(; post_attention_layernorm) */
+    FfnActs ffn;          /* dense layers                       */
+    MoeActs moe;
+    float *ffn_out;       /* (T, d) */
+    float *h;             /* (T, d)  the block's output         */
+} BlockActs;
+
+typedef struct {
+    size_t ctx;           /* positions the cache holds */
+    size_t chunk;         /* tokens of one pass; 0: 128, or fewer if ctx is */
+    bool naive;           /* --mla naive */
+    bool all_logits;      /* logits of every row, else of the last alone */
+    Trace *trace;         /* or NULL */
+} SessionOptions;
+
+typedef struct {
+    const Model *model;
+    SessionOptions options;
+    Rope rope;
+    size_t pos;           /* tokens in the cache */
+    float *cache;         /* (layers, ctx, d_c+d_r) */
+    float *cos, *sin;     /* (T, d_r/2) */
+    float *embed;         /* (T, d)  the embedding, then h */
+    int32_t *ids;         /* (T) */
+    BlockActs acts;       /* one, for all layers */
+    float *norm;          /* (T, d)  after model.norm */
+    float *logits;        /* (T or 1, V) */
+    float *host_logits;   /* the same, read back */
+} Session;
+
+int session_open(Session *s, const Model *m, const SessionOptions *o,
+                 Error *err);
+void session_close(Session *s);
+/* Bytes that session_open allocates: the printed formula. */
+size_t session_bytes(const Config *c, const SessionOptions *o);
+/* Runs n ids after those in the cache, in chunks; logits of the last (or of
+ * all rows of the last chunk) are in host_logits. Refuses ids outside the
+ * vocabulary and a context that would overflow. what: for the progress line
+ * on a terminal, or NULL. */
+int session_forward(Session *s, const int32_t *ids, size_t n,
+                    const char *what, Error *err);
+/* Forgets all but the first `pos` tokens. */
+void session_rewind(Session *s, size_t pos);
+
+typedef struct {
+    Sampler sampler;
+    uint64_t seed;
+    size_t n;                /* new tokens at most */
+    size_t vocabulary;       /* sample below this id: no padding ids */
+    const int32_t *stop;     /* ids that end the text */
+    size_t n_stop;
+} GenerateOptions;
+
+typedef struct {
+    size_t prompt_tokens, new_tokens;
+    double prompt_seconds, decode_seconds;
+    bool stopped;            /* by a stop id, which was not emitted */
+} GenerateStats;
+
+/* Called with each new id; non-zero ends the generation. */
+typedef int GenerateSink(void *context, int32_t id, Error *err);
+int generate(Session *s, const int32_t *prompt, size_t n,
+             const GenerateOptions *o, GenerateSink *sink, void *context,
+             GenerateStats *stats, Error *err);
+
+/* -ln p of each id given those before it, summed: nats over n-1 ids. */
+int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
+                const char *what, Error *err);
+
+/* cost.c: parameters, bytes, FLOPs ------------ V2 Table 1, V3 §4.2, §3.2 */
+
+typedef struct {
+    uint64_t embedding, mla_layer, dense_ffn, routed_expert, shared_experts;
+    uint64_t gate, moe_ffn;          /* one layer each, bias in the gate */
+    uint64_t total;                  /* the main model */
+    uint64_t activated;              /* counting embedding and head */
+    uint64_t activated_no_embedding;
+    uint64_t mtp_unique, mtp_with_copies;
+    uint64_t tensors, checkpoint_bytes;  /* of the whole checkpoint */
+    uint64_t cache_mla, cache_mha, cache_gqa8, cache_mqa; /* elements/token */
+    double flops_token;              /* forward, at position ctx */
+    double train_flops_token;        /* 6N + attention, sequence 4096 */
+} Costs;
+
+void cost_count(Costs *costs, const Config *c, DType checkpoint, size_t ctx);
+
+/* tokenizer.c: byte-level BPE, templates ------------- V2 §3.1.1, V3 §4.1 */
+
+typedef struct Tokenizer Tokenizer;
+
+typedef struct {
+    int32_t *ids;
+    size_t n, capacity;
+} IdList;
+
+int ids_add(IdList *list, int32_t id, Error *err);
+void ids_free(IdList *list);
+
+/* tokenizer.json and, where it is there, tokenizer_config.json of a
+ * directory. An unknown pre-tokenizer, model or decoder is refused by name. */
+Tokenizer *tokenizer_open(const char *dir, Error *err);
+void tokenizer_close(Tokenizer *t);
+size_t tokenizer_size(const Tokenizer *t);     /* greatest id + 1 */
+int32_t tokenizer_bos(const Tokenizer *t);     /* -1: none */
+int32_t tokenizer_eos(const Tokenizer *t);
+bool tokenizer_add_bos(const Tokenizer *t);    /* add_bos_token */
+int32_t tokenizer_id(const Tokenizer *t, const char *token); /* -1: none */
+/* Appends the ids of n bytes of text; added tokens in the text become their
+ * ids; no BOS is added. Invalid UTF-8 is refused with its offset. O(n log n). */
+int tokenizer_encode(const Tokenizer *t, const char *text, size_t n,
+                     IdList *out, Error *err);
+/* The bytes of one id (not zero-terminated); false for an id that no token
+ * has. skip_special: tokens with special = true have no bytes. */
+bool tokenizer_decode(const Tokenizer *t, int32_t id, bool skip_special,
+                      const char **bytes, size_t *n);
+
+/* Streamed output: hands out whole UTF-8 characters, holds back the rest. */
+typedef struct {
+    char held[4];
+    size_t n;
+} Utf8Stream;
+
+/* Appends to out what can be shown now; at the end call with n = 0, flush:
+ * an incomplete character becomes U+FFFD. */
+void utf8_stream(Utf8Stream *s, const char *bytes, size_t n, bool flush,
+                 Text *out);
+
+typedef enum {
+    TEMPLATE_NONE, TEMPLATE_V2, TEMPLATE_V25, TEMPLATE_V3, TEMPLATE_R1,
+    TEMPLATE_V31
+} ChatTemplate;
+
+typedef enum { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL } ChatRole;
+
+typedef struct {
+    const char *type, *name, *arguments; /* "function", …, JSON text */
+} ChatCall;
+
+typedef struct {
+    ChatRole role;
+    const char *content;     /* may be NULL for an assistant that only calls */
+    const ChatCall *calls;
+    size_t n_calls;
+} ChatMessage;
+
+typedef struct {
+    ChatTemplate kind;
+    bool generation_prompt;  /* end with what the assistant begins with */
+    bool thinking;           /* R1, V3.1: open <think> */
+    bool tool_quirk;         /* V3's template byte for byte: see docs */
+} ChatOptions;
+
+ChatTemplate chat_template_parse(const char *name); /* "v2", …; NONE */
+const char *chat_template_name(ChatTemplate kind);
+/* The template that tokenizer_config.json holds; NONE if it is not one of
+ * these. */
+ChatTemplate tokenizer_template(const Tokenizer *t);
+/* The conversation as text; BOS is in it: encode it without another. */
+int chat_render(Text *out, const Tokenizer *t, const ChatMessage *messages,
+                size_t n, const ChatOptions *o, Error *err);
+
+#endif
