@@ -1,0 +1,105 @@
+# Makefile: the whole interface to building; GNU make. `make help` lists it.
+#
+#   make                          ./deepseek, for this machine
+#   make CC=clang OPT='-O1 -g'    another compiler, other optimisation flags
+#   make portable                 for every machine of this architecture
+#   make test                     all tests; one alone: make build/tests/test_X
+#                                 and run it from here
+#
+# CC     the compiler: any C99 one
+# OPT    optimisation flags alone; default -O3 -march=native where CC knows it
+# WERROR 1: a warning is an error
+# BUILD  where objects go, PROGRAM what is linked: for builds side by side
+# PREFIX, DESTDIR: where `make install` puts things
+
+BUILD   = build
+PROGRAM = deepseek
+PREFIX  = /usr/local
+MODEL   = models/stories
+
+# The flags of its argument, if the compiler takes them without a word.
+accepts = $(shell mkdir -p $(BUILD) && echo 'int probe;' >$(BUILD)/probe.c && \
+    $(CC) -Werror $(1) -c -o $(BUILD)/probe.o $(BUILD)/probe.c 2>&1 | \
+    grep -q . || echo '$(1)')
+
+OPT      := -O3 $(call accepts,-march=native)
+# Contraction to fma is the source's to decide, never the compiler's: the same
+# bits everywhere depend on it (docs/numerics.md).
+FLAGS    := -std=c99 $(call accepts,-ffp-contract=off)
+WARNINGS := $(call accepts,-pedantic) $(call accepts,-Wall) \
+            $(call accepts,-Wextra) $(call accepts,-Wconversion) \
+            $(call accepts,-Wshadow) $(if $(WERROR),-Werror)
+# Header dependencies, written beside each object while it is compiled.
+DEPS     := $(or $(call accepts,-MMD -MP),$(call accepts,-MMD),-MD)
+CFLAGS   = $(FLAGS) $(WARNINGS) $(OPT)
+LDLIBS   = -lm
+
+LIBRARY = $(filter-out main.c,$(wildcard *.c)) $(wildcard base/*.c)
+OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
+TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
+BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
+CHECKS  = $(wildcard tests/check_*)
+CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
+
+.PHONY: all portable run test check bench install clean help FORCE
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+all: $(PROGRAM) ## build ./deepseek
+
+portable: ## build it for every machine of this architecture (OPT=-O2)
+	$(MAKE) OPT=-O2
+
+run: $(PROGRAM) ## tell a story from the model in models/
+	./$(PROGRAM) generate $(MODEL) -p "Once upon a time" -n 250 \
+	    --temp 0.7 --seed 1
+
+test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
+	@DEEPSEEK=./$(PROGRAM) sh tests/run.sh $(TESTS)
+
+check: test ## the tests, and that every equation stands above its lines
+	@for check in $(CHECKS); do echo "$$check" && ./$$check || exit 1; done
+
+bench: $(PROGRAM) $(BENCHES) ## measure
+	@for bench in $(BENCHES); do ./$$bench || exit 1; done
+
+install: $(PROGRAM) ## program, manual page and completion under PREFIX
+	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	cp $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/deepseek
+	./$(PROGRAM) --man >$(DESTDIR)$(PREFIX)/share/man/man1/deepseek.1
+	./$(PROGRAM) --completion bash \
+	    >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/deepseek
+
+clean: ## remove what was built
+	rm -rf $(BUILD) $(PROGRAM)
+
+help: ## this list
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile; echo
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
+
+$(PROGRAM): $(BUILD)/main.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CMOCKA) $(LDLIBS)
+
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(OBJECTS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(DEPS) -I. -c -o $@ $<
+
+$(TESTS:%=%.o): | $(BUILD)/cmocka
+
+$(BUILD)/cmocka:
+	@CC='$(CC)' sh tests/cmocka.sh && touch $@
+
+# Other flags rebuild: this file changes when they do.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(CPPFLAGS) $(CFLAGS)' | cmp -s - $@ || \
+	    echo '$(CC) $(CPPFLAGS) $(CFLAGS)' >$@
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
