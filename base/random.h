@@ -16,7 +16,8 @@ typedef struct {
 Random random_seeded(uint64_t seed);
 uint64_t random_u64(Random *r);
 float random_uniform(Random *r);  /* 24 bits: k·2^-24, in [0, 1) */
-/* n draws of a normal distribution: mean 0, standard deviation std. */
+/* n draws of a normal distribution: mean 0, standard deviation std, none
+ * beyond 6.8 std. Each takes one 64-bit number. */
 void random_normal(Random *r, float *out, size_t n, float std);
 
 #endif

@@ -18,7 +18,8 @@ typedef struct {
 size_t sample_distribution(const Sampler *s, const float *logits, size_t n,
                            uint32_t *order, float *p);
 size_t argmax(const float *x, size_t n);  /* lowest index on ties */
-/* One draw by the running sum of p against one uniform number. */
+/* One draw: the first whose running sum of p, in double, exceeds a uniform
+ * number of 53 bits. */
 uint32_t sample_draw(const uint32_t *order, const float *p, size_t kept,
                      Random *r);
 

@@ -1,0 +1,84 @@
+/* dtype.c: names, sizes and conversions of number formats. */
+#include "dtype.h"
+
+static const struct {
+    const char *name;
+    size_t size;
+} types[DT_COUNT] = {
+    [DT_F32] = {"F32", 4},         [DT_F16] = {"F16", 2},
+    [DT_BF16] = {"BF16", 2},       [DT_F8_E4M3] = {"F8_E4M3", 1},
+    [DT_F64] = {"F64", 8},         [DT_F8_E5M2] = {"F8_E5M2", 1},
+    [DT_I64] = {"I64", 8},         [DT_I32] = {"I32", 4},
+    [DT_I16] = {"I16", 2},         [DT_I8] = {"I8", 1},
+    [DT_U64] = {"U64", 8},         [DT_U32] = {"U32", 4},
+    [DT_U16] = {"U16", 2},         [DT_U8] = {"U8", 1},
+    [DT_BOOL] = {"BOOL", 1},
+};
+
+const char *dtype_name(DType type)
+{
+    return types[type].name;
+}
+
+size_t dtype_size(DType type)
+{
+    return types[type].size;
+}
+
+DType dtype_parse(const char *name, size_t n)
+{
+    int t = 0;
+    while (t < DT_COUNT && (strlen(types[t].name) != n ||
+                            memcmp(types[t].name, name, n) != 0))
+        t++;
+    return (DType)t;
+}
+
+/* A subnormal half is its 10 bits times 2^-24; the other finite ones only
+ * change the bias from 15 to 127. */
+float f32_from_f16(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
+    if (magnitude < 0x00800000)
+        magnitude = f32_bits((float)(h & 0x3ff) * 0x1p-24f);
+    else if (magnitude < 0x0f800000)
+        magnitude += (uint32_t)(127 - 15) << 23;
+    else
+        magnitude |= 0x7f800000;
+    return f32_from_bits(sign | magnitude);
+}
+
+/* Adding just under half of the last place kept, or half if that place is
+ * odd, carries into it exactly when the value rounds up. A NaN would carry
+ * into infinity, so it keeps its top bits and becomes quiet. */
+static uint32_t round_off(uint32_t u, int bits)
+{
+    uint32_t half = (uint32_t)1 << (bits - 1);
+    return u + (half - 1) + ((u >> bits) & 1);
+}
+
+uint16_t bf16_from_f32(float f)
+{
+    uint32_t u = f32_bits(f);
+    if (f != f)
+        return (uint16_t)((u >> 16) | 0x40);
+    return (uint16_t)(round_off(u, 16) >> 16);
+}
+
+/* Below 2^-14 halves are multiples of 2^-24: adding 1/2 to the magnitude
+ * rounds it to one, for that is the last place of a float there. */
+uint16_t f16_from_f32(float f)
+{
+    uint32_t u = f32_bits(f), sign = (u >> 16) & 0x8000, half;
+    u &= 0x7fffffff;
+    if (u > 0x7f800000)
+        half = 0x7e00 | ((u >> 13) & 0x1ff);
+    else if (u >= 0x47800000)
+        half = 0x7c00;
+    else if (u >= 0x38800000)
+        half = (round_off(u, 13) - ((uint32_t)(127 - 15) << 23)) >> 13;
+    else
+        half = f32_bits(f32_from_bits(u) + 0.5f) & 0x7ff;
+    return (uint16_t)(sign | half);
+}
