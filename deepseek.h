@@ -253,12 +253,13 @@ typedef struct {
     float *bias;          /* (N)          b_i, as F32                */
     float *choice;        /* (T, N)       what top-K sees: s_i + b_i, masked */
     float *group_scores;  /* (T, n_group) */
+    int32_t *kept;        /* (topk_group)  the groups of the last token */
     int32_t *topk_ids;    /* (T, K)       best first, ties: lowest id */
     float *topk_weights;  /* (T, K)       g_i, in the order of topk_ids */
     int32_t *first;       /* (N+1)        rows of expert e: first[e] … */
     int32_t *token;       /* (T K)        the token of each row      */
-    int32_t *slot;        /* (T, K)       row of the t-th token's k-th smallest
-                                          expert id                  */
+    int32_t *slot;        /* (T, K)       a token's rows, expert ids ascending */
+    int32_t *filled;      /* (T)          how many slot has so far   */
     float *row_weight;    /* (T K)        its g_i                    */
     float *x;             /* (T K, d)     tokens gathered by expert  */
     FfnActs routed;       /* (T K, moe_intermediate_size)            */
@@ -373,19 +374,42 @@ int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
 /* cost.c: parameters, bytes, FLOPs ------------ V2 Table 1, V3 §4.2, §3.2 */
 
 typedef struct {
-    uint64_t embedding, mla_layer, dense_ffn, routed_expert, shared_experts;
-    uint64_t gate, moe_ffn;          /* one layer each, bias in the gate */
-    uint64_t total;                  /* the main model */
-    uint64_t activated;              /* counting embedding and head */
-    uint64_t activated_no_embedding;
-    uint64_t mtp_unique, mtp_with_copies;
-    uint64_t tensors, checkpoint_bytes;  /* of the whole checkpoint */
-    uint64_t cache_mla, cache_mha, cache_gqa8, cache_mqa; /* elements/token */
-    double flops_token;              /* forward, at position ctx */
-    double train_flops_token;        /* 6N + attention, sequence 4096 */
+    /* Parameters: of one such module, then of all. */
+    uint64_t embedding, mla, dense_ffn, routed_expert, shared_experts;
+    uint64_t gate, moe_ffn;              /* the bias is in the gate */
+    uint64_t total;                      /* the main model */
+    uint64_t activated;                  /* a token's, all of both tables */
+    uint64_t activated_no_embedding;     /* without the input table */
+    uint64_t mtp_unique, mtp_with_copies, mtp_activated;
+    uint64_t checkpoint_total;           /* main model and MTP layers */
+    uint64_t tensors, checkpoint_bytes;  /* scales of FP8 weights included */
+    /* Cache: elements a token, all layers. */
+    uint64_t cache_mla, cache_mla_mtp;   /* d_c + d_r a layer */
+    uint64_t cache_naive;                /* keys and values expanded */
+    uint64_t cache_mha, cache_gqa8, cache_mqa; /* heads as wide as d_h, d_v */
+    /* Floating-point operations a token, a multiply-add counted as two. */
+    double flops_weights;                /* forward, 2 activated weights */
+    double flops_absorbed, flops_naive;  /* attention over ctx positions */
+    double flops_train;                  /* forward and backward, 4096 long */
 } Costs;
 
+/* Walks the table of tensors; ctx: positions that a token attends to. */
 void cost_count(Costs *costs, const Config *c, DType checkpoint, size_t ctx);
+
+/* Costs as rows to print: what they are called and where they come from. */
+typedef enum {
+    COST_PARAMETERS, COST_CHECKPOINT, COST_CACHE, COST_FLOPS
+} CostGroup;
+
+typedef struct {
+    CostGroup group;
+    const char *name;       /* the field's, a JSON key */
+    const char *label;
+    const char *reference;  /* "V2 §2.1", "" */
+    size_t offset;          /* in Costs: uint64_t, double for COST_FLOPS */
+} CostRow;
+
+const CostRow *cost_rows(size_t *n);
 
 /* tokenizer.c: byte-level BPE, templates ------------- V2 §3.1.1, V3 §4.1 */
 
