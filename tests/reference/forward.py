@@ -80,10 +80,18 @@ DEFAULTS = {
                         norm_topk_prob=True, routed_scaling_factor=2.5)}
 
 
+# Where sources disagree; False is this project's default.
+# latent_eps_from_config: q_a_layernorm and kv_a_layernorm use rms_norm_eps
+#   (some engines), not 1e-6 whatever it says (the released code).
+# v2_norm_scales: V2 with norm_topk_prob divides and scales (V3-era code), not
+#   divides only (the V2 remote code).
+READINGS = dict(latent_eps_from_config=False, v2_norm_scales=False)
+
+
 def normalise(config):
     """One spelling: rope_scaling and rope_theta, whoever wrote the file."""
     c = dict(moe_layer_freq=1, rms_norm_eps=1e-6, tie_word_embeddings=False,
-             rope_scaling=None, **DEFAULTS[config['model_type']])
+             rope_scaling=None, **DEFAULTS[config['model_type']], **READINGS)
     c.update(config)
     rope = c.pop('rope_parameters', None)
     if rope is not None:
@@ -210,16 +218,20 @@ def absorbed(q_c, q_r, c_kv, k_r, w_uk, w_uv, scale):
     return scores, np.einsum('hvc,thc->thv', w_uv, z)
 
 
-def query(x, w, c, p, keep, latent_eps):
+def latent_eps(c):
+    return c['rms_norm_eps'] if c['latent_eps_from_config'] else 1e-6
+
+
+def query(x, w, c, p, keep):
     if c['q_lora_rank'] is None:
         return keep('q_proj', linear(x, w[p + 'q_proj.weight']))
     c_q = keep('q_a_proj', linear(x, w[p + 'q_a_proj.weight']))
     c_q = keep('q_a_layernorm',
-               rms_norm(c_q, w[p + 'q_a_layernorm.weight'], latent_eps))
+               rms_norm(c_q, w[p + 'q_a_layernorm.weight'], latent_eps(c)))
     return keep('q_b_proj', linear(c_q, w[p + 'q_b_proj.weight']))
 
 
-def mla(x, w, c, p, trace, form, latent_eps):
+def mla(x, w, c, p, trace, form):
     """One layer of latent attention on the whole sequence x (T, d)."""
     tokens, heads = x.shape[0], c['num_attention_heads']
     nope, rank = c['qk_nope_head_dim'], c['kv_lora_rank']
@@ -228,12 +240,12 @@ def mla(x, w, c, p, trace, form, latent_eps):
         trace[p + name] = value
         return value
     freq, mult = frequencies(c), magnitude(c)
-    q = query(x, w, c, p, keep, latent_eps).reshape(tokens, heads, -1)
+    q = query(x, w, c, p, keep).reshape(tokens, heads, -1)
     q_r = keep('q_pe', rotate(q[:, :, nope:], freq, mult))
     kv = keep('kv_a_proj_with_mqa',
               linear(x, w[p + 'kv_a_proj_with_mqa.weight']))
     c_kv = keep('kv_a_layernorm', rms_norm(
-        kv[:, :rank], w[p + 'kv_a_layernorm.weight'], latent_eps))
+        kv[:, :rank], w[p + 'kv_a_layernorm.weight'], latent_eps(c)))
     k_r = keep('k_pe', rotate(kv[:, rank:], freq, mult))
     up = w[p + 'kv_b_proj.weight'].reshape(heads, -1, rank)
     scores, o = form(q[:, :, :nope], q_r, c_kv, k_r, up[:, :nope],
@@ -287,10 +299,10 @@ def route(x, w, c, p, keep):
     keep('choice_gap', gap(choice, k))
     ids = keep('topk_ids', best(choice, k).astype(np.int32))
     weights = np.take_along_axis(s, ids, axis=1)
-    if c['norm_topk_prob'] and k > 1:
+    norm = c['norm_topk_prob'] and k > 1
+    if norm:
         weights = weights / (weights.sum(axis=1, keepdims=True) + 1e-20)
-    # The V2 remote code divides or scales; V3's does both (disputed).
-    if not (c['norm_topk_prob'] and k > 1 and c['model_type'] == 'deepseek_v2'):
+    if not norm or c['model_type'] == 'deepseek_v3' or c['v2_norm_scales']:
         weights = weights * c['routed_scaling_factor']
     return ids, keep('topk_weights', weights)
 
@@ -318,11 +330,11 @@ def has_experts(c, layer):
             and layer % c['moe_layer_freq'] == 0)
 
 
-def block(h, w, c, layer, trace, form, latent_eps):
+def block(h, w, c, layer, trace, form):
     p, eps = f'model.layers.{layer}.', c['rms_norm_eps']
     x = rms_norm(h, w[p + 'input_layernorm.weight'], eps)
     trace[p + 'input_layernorm'] = x
-    h = h + mla(x, w, c, p + 'self_attn.', trace, form, latent_eps)
+    h = h + mla(x, w, c, p + 'self_attn.', trace, form)
     x = rms_norm(h, w[p + 'post_attention_layernorm.weight'], eps)
     trace[p + 'post_attention_layernorm'] = x
     if has_experts(c, layer):
@@ -334,16 +346,12 @@ def block(h, w, c, layer, trace, form, latent_eps):
     return h + y
 
 
-def forward(c, w, ids, form=absorbed, latent_eps=1e-6):
-    """name -> every intermediate for the tokens ids, `logits` among them.
-
-    latent_eps: eps of q_a_layernorm and kv_a_layernorm. 1e-6 whatever
-    rms_norm_eps says is how the released code builds them; some engines
-    use rms_norm_eps (disputed)."""
+def forward(c, w, ids, form=absorbed):
+    """name -> every intermediate for the tokens ids, `logits` among them."""
     trace = {}
     h = trace['model.embed_tokens'] = w['model.embed_tokens.weight'][ids]
     for layer in range(c['num_hidden_layers']):
-        h = block(h, w, c, layer, trace, form, latent_eps)
+        h = block(h, w, c, layer, trace, form)
     h = rms_norm(h, w['model.norm.weight'], c['rms_norm_eps'])
     trace['model.norm'] = h
     tied = c['tie_word_embeddings']

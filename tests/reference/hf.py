@@ -6,9 +6,10 @@ torch in which float32 is float64, in which top-k gives ties to the lowest
 index, and in which equal router rows give equal sums. No formula changes.
 `stock` is transformers as it is.
 
-Four things the classes do not do are added here and listed in `departures`:
-moe_layer_freq, norm_topk_prob of V2, n_routed_experts null, and FP8 blocks of
-128 (it takes rows // grid), for which it gets the dequantised weights.
+Five things the classes do not do are added here and listed in `departures`:
+moe_layer_freq, norm_topk_prob of V2, n_routed_experts null, the ratio of the
+two mscales where one is absent, and FP8 blocks of 128 (it takes rows // grid),
+for which it gets the dequantised weights.
 """
 import contextlib
 import json
@@ -108,9 +109,12 @@ def departures(c, fp8):
     freq = c['moe_layer_freq'] != 1
     norm = c['model_type'] == 'deepseek_v2' and c['norm_topk_prob']
     dense = c.get('n_routed_experts') is None
+    yarn = c['rope_scaling'] or {}
+    ratio = bool(yarn.get('mscale')) != bool(yarn.get('mscale_all_dim'))
     return [name for name, on in (
         ('moe_layer_freq', freq), ('norm_topk_prob of V2', norm),
-        ('n_routed_experts null', dense), ('FP8 blocks', fp8)) if on]
+        ('n_routed_experts null', dense), ('mscale ratio', ratio),
+        ('FP8 blocks', fp8)) if on]
 
 
 def additions(c, missing):
@@ -128,15 +132,22 @@ def additions(c, missing):
     return replaced(*changes)
 
 
-def twin(path, out, missing):
-    """A copy that transformers reads: FP8 dequantised, null experts named."""
+def twin_config(path, missing):
     with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
         config = json.load(f)
     config.pop('quantization_config', None)
     if 'n_routed_experts null' in missing:
-        for key, value in (('n_routed_experts', 1), ('n_shared_experts', 1),
-                           ('num_experts_per_tok', 1)):
-            config[key] = config.get(key) or value
+        config.update(n_routed_experts=1, n_shared_experts=1,
+                      num_experts_per_tok=1)
+    if 'mscale ratio' in missing:
+        ratio = forward.magnitude(forward.normalise(config))
+        config['rope_scaling'].update(attention_factor=float(ratio))
+    return config
+
+
+def twin(path, out, missing):
+    """A copy that transformers reads: FP8 dequantised, null experts named."""
+    config = twin_config(path, missing)
     with open(os.path.join(out, 'config.json'), 'w', encoding='utf-8') as f:
         json.dump(config, f)
     save_file(forward.read_weights(path),

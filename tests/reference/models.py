@@ -86,6 +86,47 @@ def case(config, seed, why, tokens=32, store='BF16', **more):
                 **more)
 
 
+def k4_bias(name, w):
+    """Every bias from -1.9 to -1, so that most biased scores are negative:
+    experts of dropped groups masked with 0 would win."""
+    return w * 1.5 - 1.45 if name.endswith('correction_bias') else w
+
+
+# The embedding's coordinate 0 of every eighth token: through the routers'
+# rows of -10 it brings all scores from 1e-3 down to below 1e-20.
+K5_LOW = [1.0, 2.0, 4.0, 8.0, 12.0, 24.0]
+
+
+def k5_ties(name, w):
+    """Coordinate 0 passes through the residual stream untouched and pulls
+    every score towards 0, where the biases (4, apart by less than BF16 sees)
+    alone choose, where (s + 12) - 12 is 0, and where 1e-20 counts. Experts 4
+    and 3, and groups 3 and 2, are the same to the router: exact ties."""
+    if name == 'model.embed_tokens.weight':
+        w[:, 0] = 0
+        w[7::8, 0] = [K5_LOW[i % 6] for i in range(len(w[7::8]))]
+    elif name.endswith(('o_proj.weight', 'down_proj.weight')):
+        w[0] = 0
+    elif name.endswith('post_attention_layernorm.weight'):
+        w[0] = 1
+    elif name.endswith('gate.weight'):
+        w[:, 0] = -10
+        w[4], w[9:12] = w[3], w[6:9]
+    elif name.endswith('correction_bias'):
+        w = 4 + w / 6
+        w[2] = w[1] + 1e-4
+        w[4], w[9:12] = w[3], w[6:9]
+        w[5] = 12 if '.1.' in name else w[5]
+    return w
+
+
+def k8_small(name, w):
+    """An embedding of mean square 0.01, as large as eps."""
+    return w * 0.1 if 'embed_tokens' in name else w
+
+
+FEW = dict(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=2)
+
 CASES = {
     'k1-v2-lite': case(
         dict(LITE, num_hidden_layers=3), 1,
@@ -96,14 +137,91 @@ CASES = {
     'k3-v3': case(
         dict(V3, num_hidden_layers=6, first_k_dense_replace=3), 5,
         'K3: sigmoid, bias, top-2 sums, normalised, three dense layers'),
+    'k4-negative-bias': case(
+        dict(V3, num_hidden_layers=3), 1,
+        'K4: biases below -0.6: dropped groups count as -inf, not as 0',
+        design=k4_bias),
+    'k5-ties': case(
+        dict(V3, first_k_dense_replace=0), 1,
+        'K5: FP32 bias, tiny scores, 1e-20, exact ties of experts and groups',
+        design=k5_ties, ties=True, tokens=40, always=range(7, 64, 8)),
+    'k6-no-yarn': case(
+        dict(V3, rope_scaling=None, rope_theta=640), 1,
+        'K6: rope_scaling null, another theta'),
+    'k7-yarn': case(
+        dict(V3, qk_rope_head_dim=16, rope_theta=50,
+             max_position_embeddings=1024, rope_scaling=dict(
+                 type='yarn', factor=32, original_max_position_embeddings=32,
+                 beta_fast=3, beta_slow=0.05, mscale=0.9,
+                 mscale_all_dim=0.6)), 1,
+        'K7: every YaRN field apart; positions past the original length; '
+        'the ramp ends past the last pair', tokens=48),
+    'k8-eps': case(
+        dict(V3, rms_norm_eps=1e-2), 1,
+        'K8: rms_norm_eps 1e-2, small activations; latent norms keep 1e-6',
+        design=k8_small, readings=['latent_eps_from_config']),
+    'k9-shapes': case(
+        dict(V3, num_hidden_layers=5, moe_layer_freq=2, vocab_size=67,
+             tie_word_embeddings=True, v_head_dim=20, n_group=3,
+             num_experts_per_tok=3), 1,
+        'K9: moe_layer_freq 2, tied head, d_v 20 and d_nope 12, 67 tokens, '
+        'three experts of two groups'),
     'fp8-ragged': case(
-        dict(V3, hidden_size=40, q_lora_rank=152, kv_lora_rank=24,
+        dict(V3, **FEW, hidden_size=40, q_lora_rank=152, kv_lora_rank=24,
              qk_nope_head_dim=20, qk_rope_head_dim=12, v_head_dim=149,
-             intermediate_size=300, n_routed_experts=8,
-             quantization_config=FP8), 1,
+             intermediate_size=300, quantization_config=FP8), 1,
         'FP8 blocks: 152 rows in 2 (76 divides them, wrongly), 338 in 3 '
         '(nothing divides them), heads across blocks, a block of zeros',
         store='FP8', tokens=24),
+    'fp8-ue8m0': case(
+        dict(V3, **FEW, v_head_dim=70, intermediate_size=140,
+             quantization_config=dict(FP8, scale_fmt='ue8m0')), 1,
+        'FP8 with scales that are powers of two, but for o_proj as in V3.1',
+        store='FP8', tokens=24),
+    'fp8-sharded': case(
+        dict(V3, **FEW, quantization_config=FP8), 1,
+        'three shards and an index; no scale lies with its weight',
+        store='FP8', tokens=24, shards=3),
+    'f16': case(dict(LITE, **FEW, torch_dtype='float16'), 2,
+                'F16 weights', store='F16', tokens=24),
+    'f32-unaligned': case(
+        dict(V3, **FEW, torch_dtype='float32'), 1,
+        'F32 weights that BF16 cannot hold; data at an odd offset',
+        store='F32', tokens=24, pad_header=1),
+    'mtp-absent': case(
+        dict(V3, **FEW, num_nextn_predict_layers=1), 1,
+        'announces an MTP layer and has none', tokens=24),
+    'mtp-present': case(
+        dict(V3, **FEW, num_nextn_predict_layers=1), 1,
+        'has an MTP layer, which the main model does not use',
+        tokens=24, mtp_layers=1),
+    'one-group': case(
+        dict(V3, q_lora_rank=None, n_group=1, topk_group=1,
+             num_experts_per_tok=3, n_shared_experts=2, rope_scaling=None,
+             rope_theta=50000, routed_scaling_factor=2.446), 2,
+        'V3 with one group, no query compression, no YaRN (as Moonlight)'),
+    'dense-v2': case(
+        dict(LITE, n_routed_experts=None, n_shared_experts=None,
+             num_experts_per_tok=None, topk_method=None), 1,
+        'n_routed_experts null: no experts at all', tokens=24),
+    'dense-v3': case(
+        dict(V3, first_k_dense_replace=3), 1,
+        'first_k_dense_replace past the last layer', tokens=24),
+    'norm-topk-v2': case(
+        dict(V2, **FEW, norm_topk_prob=True), 3,
+        'V2 with norm_topk_prob: divides and does not scale (disputed)',
+        tokens=24, readings=['v2_norm_scales']),
+    'yarn-absent': case(
+        dict(V3, **FEW, rope_scaling=dict(
+            type='yarn', factor=8, original_max_position_embeddings=6,
+            mscale=0.7)), 1,
+        'YaRN without betas and mscale_all_dim; the ramp is a step'),
+    'transformers-5-v2': case(
+        spelled_by_transformers_5(dict(LITE, **FEW)), 2,
+        'V2-Lite in the words of transformers 5', tokens=24),
+    'transformers-5-v3': case(
+        spelled_by_transformers_5(dict(V3, **FEW)), 1,
+        'V3 in the words of transformers 5', tokens=24),
 }
 
 
@@ -140,7 +258,7 @@ def ffn_shapes(d, width, p):
 def moe_shapes(c, p):
     d, width = c['hidden_size'], c['moe_intermediate_size']
     yield p + 'gate.weight', (c['n_routed_experts'], d)
-    if c.get('topk_method', 'noaux_tc') == 'noaux_tc':
+    if c['model_type'] == 'deepseek_v3':
         yield p + 'gate.e_score_correction_bias', (c['n_routed_experts'],)
     for e in range(c['n_routed_experts']):
         yield from ffn_shapes(d, width, f'{p}experts.{e}.')
@@ -277,9 +395,11 @@ def tensors(spec):
 
 
 def prompt(spec):
-    rng = generator(spec['seed'], 'prompt')
-    return rng.integers(0, spec['config']['vocab_size'],
-                        size=spec['tokens']).astype(np.int32)
+    """Random ids; those a case is about at every fifth place."""
+    rng, fixed = generator(spec['seed'], 'prompt'), spec.get('always', ())
+    ids = rng.integers(0, spec['config']['vocab_size'], size=spec['tokens'])
+    ids[1:1 + 5 * len(fixed):5] = list(fixed)
+    return ids.astype(np.int32)
 
 
 # Files ----------------------------------------------------------------------
@@ -308,15 +428,25 @@ def write_shards(out, weights, count):
                dict(metadata=dict(total_size=total), weight_map=place))
 
 
+def pad_header(path, blanks):
+    """Moves the data by some bytes: blanks may follow the header."""
+    with open(path, 'rb') as f:
+        raw = f.read()
+    n = int.from_bytes(raw[:8], 'little')
+    with open(path, 'wb') as f:
+        f.write((n + blanks).to_bytes(8, 'little') + raw[8:8 + n]
+                + b' ' * blanks + raw[8 + n:])
+
+
 def write_model(out, spec):
     os.makedirs(out, exist_ok=True)
     write_json(os.path.join(out, 'config.json'), spec['config'])
-    weights = tensors(spec)
-    if spec.get('shards', 1) > 1:
+    weights, file = tensors(spec), os.path.join(out, 'model.safetensors')
+    if 'shards' in spec:
         write_shards(out, weights, spec['shards'])
     else:
-        save_file(weights, os.path.join(out, 'model.safetensors'),
-                  {'format': 'pt'})
+        save_file(weights, file, {'format': 'pt'})
+        pad_header(file, spec.get('pad_header', 0))
 
 
 if __name__ == '__main__':
