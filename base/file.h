@@ -16,31 +16,44 @@ typedef struct {
     bool mapped;
 } File;
 
-/* Maps `path` read-only where the system can, reads it otherwise. A directory,
- * a missing or an unreadable file is an error. An empty file has size 0. */
+/* Maps `path` read-only where the system can, reads it otherwise (a pipe, an
+ * empty file). A directory, a missing or an unreadable file is an error. */
 int file_open(File *file, const char *path, Error *err);
 /* As above, but always into memory of our own that the caller may change:
  * big-endian hosts swap bytes there. */
 int file_read(File *file, const char *path, Error *err);
-void file_close(File *file);
+void file_close(File *file); /* a zeroed or closed File is fine */
 
 typedef struct {
     FILE *stream; /* NULL when closed */
     char *path;   /* the final name */
     char *temp;   /* the name while writing */
+    bool force;   /* the final name may exist */
 } OutFile;
 
-/* Refuses a path that exists unless `force`. */
+/* Refuses a path that exists unless `force`, and always one that is no regular
+ * file. */
 int out_open(OutFile *out, const char *path, bool force, Error *err);
 int out_write(OutFile *out, const void *bytes, size_t n, Error *err);
-/* Flush, sync, rename: after 0 the whole file is there under its name. */
+/* Hands all bytes to the system, so that the temporary file can be read. */
+int out_flush(OutFile *out, Error *err);
+/* Flush, sync, rename: after 0 the whole file is there under its name, after
+ * -1 nothing is left of it. */
 int out_commit(OutFile *out, Error *err);
-/* Removes the temporary file; harmless after a commit. */
+/* Removes the temporary file; harmless after a commit or a second time. */
 void out_abort(OutFile *out);
 
 /* out_open, out_write and out_commit in one. */
 int file_write(const char *path, bool force, const void *bytes, size_t n,
                Error *err);
+
+/* For main(): from now on, touching a mapped file that was cut short or can no
+ * longer be read ends the program with status 1 and one line that names the
+ * file, instead of SIGBUS. Does nothing where there is no such signal. */
+void file_guard_mapped(void);
+/* For main()'s signal handlers: removes the temporary file of every OutFile
+ * that is open. Calls only what a signal handler may call. */
+void file_remove_temps(void);
 
 bool path_exists(const char *path);
 bool path_is_dir(const char *path);

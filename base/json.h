@@ -3,9 +3,10 @@
  * The text is parsed once into a flat array of nodes in document order: an
  * object's children are key, value, key, value, …, each followed by its own
  * subtree. Strings stay in the text and are decoded when asked for. Refused:
- * anything that is not RFC 8259, depth beyond JSON_MAX_DEPTH, duplicate keys
- * (compared after decoding), invalid UTF-8, lone surrogates, bytes after the
- * value. Errors name the file, the line and the column. */
+ * anything that is not RFC 8259, depth beyond JSON_MAX_DEPTH, more values than
+ * JSON_MAX_NODES, duplicate keys (compared after decoding), keys made to
+ * collide in our hash, invalid UTF-8, lone surrogates, bytes after the value.
+ * Errors name the file, the line and the column (in characters). */
 #ifndef BASE_JSON_H
 #define BASE_JSON_H
 
@@ -14,7 +15,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { JSON_MAX_DEPTH = 64 };
+enum {
+    JSON_MAX_DEPTH = 64,
+    JSON_MAX_NODES = 1 << 23 /* 168 MB of nodes; V3's checkpoint needs 2^20 */
+};
 
 typedef enum {
     JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY,
@@ -64,8 +68,10 @@ long json_string(const Json *json, const JsonNode *node, char *out,
  * names `what` if it is no string. */
 char *json_string_dup(const Json *json, const JsonNode *node,
                       const char *what, size_t *length, Error *err);
+/* True where node is a string that decodes to this text. */
 bool json_equals(const Json *json, const JsonNode *node, const char *text);
-/* True where node is a number; exact decimal to double, correctly rounded. */
+/* True where node is a number; exact decimal to double, correctly rounded, in
+ * any locale. Beyond the range of double it is an infinity. */
 bool json_number(const Json *json, const JsonNode *node, double *value);
 /* True where node is a number with an integer value in range: 1.0 is 1. */
 bool json_integer(const Json *json, const JsonNode *node, int64_t low,

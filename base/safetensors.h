@@ -5,7 +5,8 @@
  * lie, at any alignment (on a big-endian host the file is read into memory and
  * its elements swapped once). Checked before use: header length, every shape
  * product, dtype and offset; ranges must tile the data exactly, without
- * overlap or gap; names must be unique, also across shards. */
+ * overlap or gap; names must be unique, also across shards. A tensor that lies
+ * in a shard but not in the index is left out, as other engines do. */
 #ifndef BASE_SAFETENSORS_H
 #define BASE_SAFETENSORS_H
 
@@ -14,7 +15,10 @@
 #include "file.h"
 #include "json.h"
 
-enum { ST_MAX_RANK = 8 };
+enum {
+    ST_MAX_RANK = 8,
+    ST_MAX_HEADER = 100000000 /* bytes: the format's own limit */
+};
 
 typedef struct {
     const char *name;
@@ -32,7 +36,7 @@ typedef struct {
     char **paths;        /* the files, for messages */
     File *files;
     size_t n_files;
-    char *names;         /* holds every name */
+    char **names;        /* for each file: the names of its tensors */
 } Safetensors;
 
 /* One file, or a directory: model.safetensors, or the shards that

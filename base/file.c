@@ -1,0 +1,551 @@
+/* file.c: mapping, reading and safe writing, over POSIX or plain C.
+ *
+ * First what only the system can do, once for POSIX and once for a bare C
+ * library (compile with -DNO_POSIX to test that); then everything else, the
+ * same for both.
+ *
+ * The two lists below are the one state in base/ that outlives a call: a
+ * signal handler has no other way to learn which file an address belongs to,
+ * or which temporary files to remove. An entry is complete before it is
+ * linked, and freed after it is unlinked. */
+#if !defined NO_POSIX && (defined __unix__ || defined __APPLE__)
+#define _XOPEN_SOURCE 600
+#define _FILE_OFFSET_BITS 64
+#define HAVE_POSIX
+#endif
+
+#include "file.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef HAVE_POSIX
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#else
+#include <time.h>
+#endif
+
+typedef struct Entry {
+    struct Entry *next;
+    const unsigned char *data; /* a mapping's bytes; else NULL */
+    size_t size;
+    char name[];
+} Entry;
+
+typedef Entry *volatile List;
+
+static List mapped_files; /* what file_guard_mapped looks an address up in */
+static List temp_files;   /* what file_remove_temps removes */
+
+static Entry *entry_new(const char *name, Error *err)
+{
+    size_t n = strlen(name) + 1;
+    Entry *e = allocate(1, sizeof *e + n, name, err);
+    if (e != NULL)
+        memcpy(e->name, name, n);
+    return e;
+}
+
+static void entry_link(List *list, Entry *e)
+{
+    e->next = *list;
+    *list = e;
+}
+
+static void entry_unlink(List *list, const Entry *e)
+{
+    Entry *at = *list;
+    if (at == e) {
+        *list = e->next;
+        return;
+    }
+    while (at != NULL && at->next != e)
+        at = at->next;
+    if (at != NULL)
+        at->next = e->next;
+}
+
+/* Why the last call of the C library failed. */
+static const char *reason(void)
+{
+    return errno != 0 ? strerror(errno) : "unknown reason";
+}
+
+static int fail_to(const char *verb, const char *path, Error *err)
+{
+    return fail(err, "%s: cannot %s: %s", path, verb, reason());
+}
+
+#ifdef HAVE_POSIX
+
+bool path_exists(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0;
+}
+
+bool path_is_dir(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
+}
+
+static bool is_regular(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0 && S_ISREG(s.st_mode);
+}
+
+static int system_mkdir(const char *path)
+{
+    return mkdir(path, 0777);
+}
+
+static long process_id(void)
+{
+    return (long)getpid();
+}
+
+/* A new file for writing; NULL if the name is taken. */
+static FILE *create(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0666);
+    if (fd < 0)
+        return NULL;
+    FILE *stream = fdopen(fd, "wb");
+    if (stream == NULL) {
+        close(fd);
+        unlink(path);
+    }
+    return stream;
+}
+
+static int sync_stream(FILE *stream)
+{
+    if (fsync(fileno(stream)) == 0 || errno == EINVAL)
+        return 0; /* EINVAL: a file system that has nothing to sync */
+    return -1;
+}
+
+/* rename() replaces what has the name. */
+static int rename_over(const char *from, const char *to)
+{
+    return rename(from, to);
+}
+
+static void remove_temp(const char *path)
+{
+    unlink(path);
+}
+
+/* Maps a regular file that is not empty; false where that cannot be done. */
+static bool map(File *file, FILE *in)
+{
+    struct stat s;
+    if (fstat(fileno(in), &s) != 0 || !S_ISREG(s.st_mode) || s.st_size <= 0
+        || (uintmax_t)s.st_size > PTRDIFF_MAX)
+        return false;
+    void *data = mmap(NULL, (size_t)s.st_size, PROT_READ, MAP_PRIVATE,
+                      fileno(in), 0);
+    if (data == MAP_FAILED)
+        return false;
+    *file = (File){data, (size_t)s.st_size, true};
+    return true;
+}
+
+static void unmap(File *file)
+{
+    munmap((void *)(uintptr_t)file->data, file->size);
+}
+
+static void say(const char *text)
+{
+    ssize_t n = write(STDERR_FILENO, text, strlen(text));
+    (void)n;
+}
+
+static void on_bus_error(int signal_number, siginfo_t *info, void *context)
+{
+    (void)context;
+    uintptr_t at = (uintptr_t)info->si_addr;
+    for (Entry *e = mapped_files; e != NULL; e = e->next) {
+        if (at - (uintptr_t)e->data < e->size) {
+            say(e->name);
+            say(": was cut short or became unreadable while in use\n");
+            file_remove_temps();
+            _exit(1);
+        }
+    }
+    signal(signal_number, SIG_DFL); /* not ours */
+    raise(signal_number);
+}
+
+void file_guard_mapped(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+}
+
+#else
+
+bool path_exists(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    if (f != NULL)
+        fclose(f);
+    return f != NULL || path_is_dir(path);
+}
+
+/* A directory cannot be read as a file: some libraries say so when it is
+ * opened, others at the first byte. */
+bool path_is_dir(const char *path)
+{
+    errno = 0;
+    FILE *f = fopen(path, "rb");
+    if (f == NULL)
+        return errno == EACCES || errno == EISDIR;
+    bool unreadable = getc(f) == EOF && ferror(f);
+    fclose(f);
+    return unreadable;
+}
+
+static bool is_regular(const char *path)
+{
+    return path_exists(path) && !path_is_dir(path);
+}
+
+static int system_mkdir(const char *path)
+{
+    (void)path;
+    errno = 0;
+    return -1;
+}
+
+static long process_id(void)
+{
+    return (long)(time(NULL) % 1000000);
+}
+
+static FILE *create(const char *path)
+{
+    return fopen(path, "wb");
+}
+
+static int sync_stream(FILE *stream)
+{
+    (void)stream;
+    return 0;
+}
+
+/* Some systems' rename() refuses a name that is taken. */
+static int rename_over(const char *from, const char *to)
+{
+    if (rename(from, to) == 0)
+        return 0;
+    return remove(to) == 0 ? rename(from, to) : -1;
+}
+
+static void remove_temp(const char *path)
+{
+    remove(path);
+}
+
+static bool map(File *file, FILE *in)
+{
+    (void)file;
+    (void)in;
+    return false;
+}
+
+static void unmap(File *file)
+{
+    (void)file;
+}
+
+void file_guard_mapped(void)
+{
+}
+
+#endif
+
+static FILE *open_stream(const char *path, Error *err)
+{
+    errno = 0;
+    FILE *in = fopen(path, "rb");
+    if (in == NULL)
+        fail_to("open", path, err);
+    return in;
+}
+
+/* A first guess, no more: a pipe has no size, and a file may grow. */
+static size_t size_guess(FILE *in)
+{
+    long size = fseek(in, 0, SEEK_END) == 0 ? ftell(in) : -1;
+    if (size >= 0 && fseek(in, 0, SEEK_SET) == 0 && size < LONG_MAX / 2)
+        return (size_t)size + 1; /* one more, to meet the end at once */
+    return 1 << 16;
+}
+
+static int grow(unsigned char **data, size_t *capacity, const char *path,
+                Error *err)
+{
+    size_t more = *capacity < PTRDIFF_MAX / 2 ? 2 * *capacity : 0;
+    unsigned char *p = more > 0 ? realloc(*data, more) : NULL;
+    if (p == NULL)
+        return fail(err, "%s: not enough memory to read it", path);
+    *data = p;
+    *capacity = more;
+    return 0;
+}
+
+/* All bytes of the stream, in memory of our own. */
+static int read_stream(File *file, FILE *in, const char *path, Error *err)
+{
+    size_t capacity = size_guess(in), n = 0, got;
+    unsigned char *data = allocate(capacity, 1, path, err);
+    if (data == NULL)
+        return -1;
+    errno = 0;
+    while ((got = fread(data + n, 1, capacity - n, in)) > 0) {
+        n += got;
+        if (n == capacity && grow(&data, &capacity, path, err) != 0) {
+            free(data);
+            return -1;
+        }
+    }
+    if (ferror(in)) {
+        free(data);
+        return fail_to("read", path, err);
+    }
+    *file = (File){data, n, false};
+    return 0;
+}
+
+int file_read(File *file, const char *path, Error *err)
+{
+    *file = (File){0};
+    FILE *in = open_stream(path, err);
+    if (in == NULL)
+        return -1;
+    int rc = read_stream(file, in, path, err);
+    fclose(in);
+    return rc;
+}
+
+static int map_or_read(File *file, FILE *in, const char *path, Error *err)
+{
+    if (!map(file, in))
+        return read_stream(file, in, path, err);
+    Entry *e = entry_new(path, err);
+    if (e == NULL) {
+        file_close(file);
+        return -1;
+    }
+    e->data = file->data;
+    e->size = file->size;
+    entry_link(&mapped_files, e);
+    return 0;
+}
+
+int file_open(File *file, const char *path, Error *err)
+{
+    *file = (File){0};
+    FILE *in = open_stream(path, err);
+    if (in == NULL)
+        return -1;
+    int rc = map_or_read(file, in, path, err);
+    fclose(in); /* a mapping outlives its descriptor */
+    return rc;
+}
+
+static void forget_mapping(const unsigned char *data)
+{
+    Entry *e = mapped_files;
+    while (e != NULL && e->data != data)
+        e = e->next;
+    if (e == NULL)
+        return;
+    entry_unlink(&mapped_files, e);
+    free(e);
+}
+
+void file_close(File *file)
+{
+    if (file->mapped) {
+        unmap(file);
+        forget_mapping(file->data);
+    } else {
+        free((void *)(uintptr_t)file->data);
+    }
+    *file = (File){0};
+}
+
+static int check_target(const char *path, bool force, Error *err)
+{
+    if (!path_exists(path))
+        return 0;
+    if (path_is_dir(path))
+        return fail(err, "%s: cannot write: is a directory", path);
+    if (!is_regular(path))
+        return fail(err, "%s: cannot write: is not a regular file", path);
+    if (!force)
+        return fail(err, "%s: exists already; --force overwrites it", path);
+    return 0;
+}
+
+/* Opens a name beside `path` that nothing has yet; its entry in *temp. */
+static FILE *create_temp(const char *path, Entry **temp, Error *err)
+{
+    size_t n = strlen(path) + 48;
+    char *name = allocate(n, 1, path, err);
+    if (name == NULL)
+        return NULL;
+    for (int i = 0; i == 0 || (i < 100 && path_exists(name)); i++)
+        snprintf(name, n, "%s.%ld-%d.tmp", path, process_id(), i);
+    FILE *stream = NULL;
+    errno = 0;
+    *temp = entry_new(name, err);
+    if (*temp != NULL && (stream = create(name)) == NULL)
+        fail_to("create", name, err);
+    free(name);
+    return stream;
+}
+
+int out_open(OutFile *out, const char *path, bool force, Error *err)
+{
+    *out = (OutFile){0};
+    if (check_target(path, force, err) != 0)
+        return -1;
+    char *copy = allocate(strlen(path) + 1, 1, path, err);
+    Entry *temp = NULL;
+    FILE *stream = copy != NULL ? create_temp(path, &temp, err) : NULL;
+    if (stream == NULL) {
+        free(copy);
+        free(temp);
+        return -1;
+    }
+    strcpy(copy, path);
+    entry_link(&temp_files, temp);
+    *out = (OutFile){stream, copy, temp->name, force};
+    return 0;
+}
+
+int out_write(OutFile *out, const void *bytes, size_t n, Error *err)
+{
+    if (out->stream == NULL)
+        return fail(err, "written to a file that is not open");
+    errno = 0;
+    if (n > 0 && fwrite(bytes, 1, n, out->stream) != n)
+        return fail_to("write", out->path, err);
+    return 0;
+}
+
+int out_flush(OutFile *out, Error *err)
+{
+    if (out->stream == NULL)
+        return fail(err, "flushed a file that is not open");
+    errno = 0;
+    if (ferror(out->stream) || fflush(out->stream) != 0)
+        return fail_to("write", out->path, err);
+    return 0;
+}
+
+/* Everything up to the disk; the stream is closed even when that fails. */
+static int finish_stream(OutFile *out, Error *err)
+{
+    int rc = out_flush(out, err);
+    if (rc == 0 && sync_stream(out->stream) != 0)
+        rc = fail_to("write", out->path, err);
+    if (fclose(out->stream) != 0 && rc == 0)
+        rc = fail_to("write", out->path, err);
+    out->stream = NULL;
+    return rc;
+}
+
+int out_commit(OutFile *out, Error *err)
+{
+    if (out->stream == NULL)
+        return fail(err, "committed a file that is not open");
+    int rc = finish_stream(out, err);
+    if (rc == 0)
+        rc = check_target(out->path, out->force, err);
+    if (rc == 0 && rename_over(out->temp, out->path) != 0)
+        rc = fail_to("rename the finished file to", out->path, err);
+    if (rc != 0)
+        remove_temp(out->temp);
+    out_abort(out);
+    return rc;
+}
+
+static Entry *temp_entry(const char *name)
+{
+    Entry *e = temp_files;
+    while (e != NULL && e->name != name)
+        e = e->next;
+    return e;
+}
+
+void out_abort(OutFile *out)
+{
+    if (out->stream != NULL) {
+        fclose(out->stream);
+        remove_temp(out->temp);
+    }
+    Entry *e = temp_entry(out->temp);
+    if (e != NULL)
+        entry_unlink(&temp_files, e);
+    free(e);
+    free(out->path);
+    *out = (OutFile){0};
+}
+
+int file_write(const char *path, bool force, const void *bytes, size_t n,
+               Error *err)
+{
+    OutFile out;
+    if (out_open(&out, path, force, err) != 0)
+        return -1;
+    if (out_write(&out, bytes, n, err) != 0) {
+        out_abort(&out);
+        return -1;
+    }
+    return out_commit(&out, err);
+}
+
+void file_remove_temps(void)
+{
+    for (Entry *e = temp_files; e != NULL; e = e->next)
+        remove_temp(e->name);
+}
+
+char *path_join(const char *dir, const char *name, Error *err)
+{
+    size_t n = strlen(dir), m = strlen(name);
+    char *path = allocate(n + m + 2, 1, name, err);
+    if (path == NULL)
+        return NULL;
+    memcpy(path, dir, n);
+    if (n > 0 && dir[n - 1] != '/')
+        path[n++] = '/';
+    memcpy(path + n, name, m + 1);
+    return path;
+}
+
+int make_dir(const char *path, Error *err)
+{
+    errno = 0;
+    if (path_is_dir(path) || system_mkdir(path) == 0)
+        return 0;
+    return fail_to("make a directory at", path, err);
+}

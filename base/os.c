@@ -1,0 +1,96 @@
+/* os.c: clock, memory and terminal, from POSIX where it is there. */
+#if !defined NO_POSIX && (defined __unix__ || defined __APPLE__)
+#define _XOPEN_SOURCE 600
+#define HAVE_POSIX
+#endif
+
+#include "os.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#ifdef HAVE_POSIX
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+double os_seconds(void)
+{
+    struct timespec t;
+    if (clock_gettime(CLOCK_MONOTONIC, &t) != 0)
+        return 0;
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+size_t os_peak_memory(void)
+{
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0)
+        return 0;
+#ifdef __APPLE__
+    return (size_t)usage.ru_maxrss;
+#else
+    return (size_t)usage.ru_maxrss * 1024;
+#endif
+}
+
+bool os_is_terminal(FILE *stream)
+{
+    return isatty(fileno(stream)) == 1;
+}
+
+#else
+
+/* Processor time: near enough for one busy thread. */
+double os_seconds(void)
+{
+    return (double)clock() / CLOCKS_PER_SEC;
+}
+
+size_t os_peak_memory(void)
+{
+    return 0;
+}
+
+bool os_is_terminal(FILE *stream)
+{
+    (void)stream;
+    return false;
+}
+
+#endif
+
+void progress_begin(Progress *p, const char *what)
+{
+    p->what = what;
+    p->start = p->shown = os_seconds();
+    p->visible = false;
+}
+
+static bool is_due(const Progress *p, double now)
+{
+    return now - p->start >= 1 && (!p->visible || now - p->shown >= 0.1);
+}
+
+void progress_show(Progress *p, double done, double total)
+{
+    double now = os_seconds();
+    if (!is_due(p, now) || !os_is_terminal(stderr))
+        return;
+    int percent = total > 0 && done > 0 ? (int)(100 * (done / total)) : 0;
+    fprintf(stderr, "\r%s %d %%", p->what, percent > 100 ? 100 : percent);
+    fflush(stderr);
+    p->shown = now;
+    p->visible = true;
+}
+
+void progress_end(Progress *p)
+{
+    if (!p->visible)
+        return;
+    int width = (int)strlen(p->what) + (int)sizeof " 100 %";
+    fprintf(stderr, "\r%*s\r", width, "");
+    fflush(stderr);
+    p->visible = false;
+}
