@@ -18,7 +18,7 @@
  * other machine's. */
 /* 16: only _Float16, unused here, is wider. */
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD % 16 != 0
-#error "float must be evaluated as float: on x86 use -msse2 -mfpmath=sse"
+#error "float needs -msse2 -mfpmath=sse (x86), -fexcess-precision=fast (s390x)"
 #elif !defined(FLT_EVAL_METHOD) && defined(__i386__)
 #error "this compiler computes with x87, which rounds otherwise"
 #elif defined(__FAST_MATH__)
