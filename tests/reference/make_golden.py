@@ -103,6 +103,8 @@ def accept(name, spec):
     bad = [f'{k} {v:.1e}' for k, v in found.items() if v < ROUTE_MARGIN]
     if top1 < TOP1_MARGIN:
         bad.append(f'top-1 {top1:.1e}')
+    if spec['config']['eos_token_id'] in ids[len(prompt):]:
+        bad.append('stops early')
     return c, w, ids, trace, dict(found, top1_margin=top1), bad
 
 

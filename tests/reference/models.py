@@ -129,13 +129,13 @@ FEW = dict(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=2)
 
 CASES = {
     'k1-v2-lite': case(
-        dict(LITE, num_hidden_layers=3), 1,
+        dict(LITE, num_hidden_layers=3), 4,
         'K1: no query compression, softmax, greedy, two shared experts'),
     'k2-v2': case(
         dict(V2, num_hidden_layers=3), 2,
         'K2: groups by their maximum, scale 16, no normalisation'),
     'k3-v3': case(
-        dict(V3, num_hidden_layers=6, first_k_dense_replace=3), 5,
+        dict(V3, num_hidden_layers=6, first_k_dense_replace=3), 6,
         'K3: sigmoid, bias, top-2 sums, normalised, three dense layers'),
     'k4-negative-bias': case(
         dict(V3, num_hidden_layers=3), 1,
@@ -179,20 +179,20 @@ CASES = {
         'FP8 with scales that are powers of two, but for o_proj as in V3.1',
         store='FP8', tokens=24),
     'fp8-sharded': case(
-        dict(V3, **FEW, quantization_config=FP8), 1,
+        dict(V3, **FEW, quantization_config=FP8), 2,
         'three shards and an index; no scale lies with its weight',
         store='FP8', tokens=24, shards=3),
     'f16': case(dict(LITE, **FEW, torch_dtype='float16'), 2,
                 'F16 weights', store='F16', tokens=24),
     'f32-unaligned': case(
-        dict(V3, **FEW, torch_dtype='float32'), 1,
+        dict(V3, **FEW, torch_dtype='float32'), 3,
         'F32 weights that BF16 cannot hold; data at an odd offset',
         store='F32', tokens=24, pad_header=1),
     'mtp-absent': case(
-        dict(V3, **FEW, num_nextn_predict_layers=1), 1,
+        dict(V3, **FEW, num_nextn_predict_layers=1), 3,
         'announces an MTP layer and has none', tokens=24),
     'mtp-present': case(
-        dict(V3, **FEW, num_nextn_predict_layers=1), 1,
+        dict(V3, **FEW, num_nextn_predict_layers=1), 3,
         'has an MTP layer, which the main model does not use',
         tokens=24, mtp_layers=1),
     'one-group': case(
@@ -205,7 +205,7 @@ CASES = {
              num_experts_per_tok=None, topk_method=None), 1,
         'n_routed_experts null: no experts at all', tokens=24),
     'dense-v3': case(
-        dict(V3, first_k_dense_replace=3), 1,
+        dict(V3, first_k_dense_replace=3), 2,
         'first_k_dense_replace past the last layer', tokens=24),
     'norm-topk-v2': case(
         dict(V2, **FEW, norm_topk_prob=True), 3,
@@ -214,13 +214,13 @@ CASES = {
     'yarn-absent': case(
         dict(V3, **FEW, rope_scaling=dict(
             type='yarn', factor=8, original_max_position_embeddings=6,
-            mscale=0.7)), 1,
+            mscale=0.7)), 2,
         'YaRN without betas and mscale_all_dim; the ramp is a step'),
     'transformers-5-v2': case(
         spelled_by_transformers_5(dict(LITE, **FEW)), 2,
         'V2-Lite in the words of transformers 5', tokens=24),
     'transformers-5-v3': case(
-        spelled_by_transformers_5(dict(V3, **FEW)), 1,
+        spelled_by_transformers_5(dict(V3, **FEW)), 3,
         'V3 in the words of transformers 5', tokens=24),
 }
 
