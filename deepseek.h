@@ -1,7 +1,8 @@
 /* deepseek.h: DeepSeek-V2, V2-Lite and V3, one block a file.
  *
- *   main.c -> deepseek.c, cost.c -> mla.c, moe.c -> rope.c, fp8.c -> base/
- *             tokenizer.c --------------------------------------> base/
+ *   main.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
+ *             model.c, cost.c ------------> fp8.c --> base/
+ *             tokenizer.c --------------------------> base/
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
  * position), cache, activations, in this order; it reads no globals, allocates
@@ -27,7 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Config: config.json ----------------------------------- V2 §3.1.2, V3 §4.2
+/* model.c: config.json ---------------------------------- V2 §3.1.2, V3 §4.2
  * Keys verbatim; the values are checked when read. */
 
 typedef enum { DEEPSEEK_V2, DEEPSEEK_V3 } ModelType;
@@ -95,7 +96,7 @@ int config_reading(Config *c, const char *text, Error *err);
  * l mod moe_layer_freq = 0; an MTP layer always). */
 bool config_is_moe(const Config *c, size_t layer);
 
-/* Weights: deepseek.c -------------------------------------------------------
+/* Weights: model.c ----------------------------------------------------------
  * Linear weights are (out, in); an absent one has data NULL. A norm's gain is
  * a matrix of one row. */
 
@@ -162,7 +163,7 @@ typedef struct {
 typedef struct {
     const Config *config;
     Model *model;               /* may be NULL: names and shapes alone */
-    size_t layer, row, expert;  /* where the walk stands */
+    size_t section, row, expert;  /* where the walk stands */
 } TensorWalk;
 
 /* In the order of computation, MTP layers last; false at the end. */
@@ -183,7 +184,8 @@ int model_find_not_finite(const Model *m, Error *err);
  * does not depend on the others. Tokenizer files beside the config go along.
  * dtype: F32, F16, BF16, F8_E4M3. */
 int model_init(const Config *c, const char *config_path, const char *dir,
-               DType dtype, uint64_t seed, double std, Error *err);
+               bool force, DType dtype, uint64_t seed, double std,
+               Error *err);
 
 /* rope.c: decoupled RoPE and YaRN ------------- V2 §2.1.3, §3.1.4; V3 §4.3 */
 
@@ -291,9 +293,12 @@ float fp8_scale(float amax, bool ue8m0);
  * (n, cols), scales (ceil(cols/128)). */
 void fp8_quantize_rows(uint8_t *codes, float *scales, const float *x,
                        size_t n, size_t cols, bool ue8m0);
-/* Names the first NaN code of w or the first scale that is not a finite
- * positive number. */
+/* Names the first NaN code of w. */
 int fp8_check(const Matrix *w, const char *name, Error *err);
+/* Names the first of rows·cols F32 scales, unaligned, that is not a finite
+ * positive number. */
+int fp8_check_scales(const void *scales, size_t rows, size_t cols,
+                     const char *name, const char *file, Error *err);
 
 /* deepseek.c: the forward pass ------------------------------ V2 §2, V3 §2 */
 

@@ -1,0 +1,624 @@
+/* deepseek.c: the forward pass, its cache, generation ------- V2 §2, V3 §2
+ *
+ *   h = Emb(t)
+ *   in every layer: h += MLA(RMSNorm(h)), h += FFN(RMSNorm(h))
+ *   logits = Head(RMSNorm(h))
+ *
+ * A Session is a model with a cache and one set of activations, which every
+ * layer of a pass uses in turn. One table lists every buffer: its shape, the
+ * name it has in a trace, when it exists; opening, the memory formula and
+ * tracing walk it.
+ *
+ * Invariants: this file composes and never touches a number of the model: it
+ * hands pointers on, and reads back logits. The cache holds d_c + d_r numbers
+ * a token and layer; rows below `pos` are final. A prompt in chunks, whole, or
+ * token by token gives the same bits.
+ *
+ * Not here: files and shapes of weights (model.c), what a layer computes
+ * (mla.c, moe.c), text (tokenizer.c). */
+#include "deepseek.h"
+
+#include "base/device.h"
+#include "base/maths.h"
+#include "base/os.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Everything a buffer's side can be; plan() gives the numbers. */
+typedef enum {
+    ONE, TOKENS, CTX, LAYERS, ROWS_OUT, VOCAB, HIDDEN, PAIRS, Q_LORA, HEADS,
+    D_QK, D_QUERY, D_CACHE, D_C, D_R, D_KV, D_V, BLOCK, SPAN, INTER, EXPERTS,
+    EXPERTS_1, GROUPS, KEPT, TOPK, PICKS, MOE_INTER, SHARED_INTER, EXTENTS
+} Extent;
+
+/* When a buffer exists, and in which layers a trace shows it. */
+typedef enum {
+    ALWAYS, WITH_Q_LORA, WITHOUT_Q_LORA, NAIVE, ABSORBED, DENSE, MOE, BIASED,
+    GROUPED, SHARED
+} When;
+
+/* A row allocates, or it is a view of what another row allocates. */
+typedef enum { OWN, OWN_INT, OWN_HOST, CACHE_HEAD, CACHE_TAIL, QUERY_TAIL,
+               MASKED } Storage;
+
+typedef struct {
+    const char *name;    /* in a trace; NULL: not shown */
+    Storage storage;
+    size_t offset;       /* of the pointer in Session */
+    Extent shape[3];
+    When when;
+} Buffer;
+
+#define IN(field) offsetof(Session, field)
+
+static const Buffer model_buffers[] = {
+    {NULL, OWN, IN(cache), {LAYERS, CTX, D_CACHE}, ALWAYS},
+    {"model.rotary_emb.cos", OWN, IN(cos), {TOKENS, ONE, PAIRS}, ALWAYS},
+    {"model.rotary_emb.sin", OWN, IN(sin), {TOKENS, ONE, PAIRS}, ALWAYS},
+    {"model.embed_tokens", OWN, IN(embed), {TOKENS, ONE, HIDDEN}, ALWAYS},
+};
+
+/* In the order of computation; the name follows "model.layers.L". */
+static const Buffer layer_buffers[] = {
+    {".input_layernorm", OWN, IN(acts.attn_norm), {TOKENS, ONE, HIDDEN},
+     ALWAYS},
+    {".self_attn.q_a_proj", OWN, IN(acts.mla.c_q_raw), {TOKENS, ONE, Q_LORA},
+     WITH_Q_LORA},
+    {".self_attn.q_a_layernorm", OWN, IN(acts.mla.c_q),
+     {TOKENS, ONE, Q_LORA}, WITH_Q_LORA},
+    {".self_attn.q_b_proj", OWN, IN(acts.mla.q), {TOKENS, HEADS, D_QK},
+     WITH_Q_LORA},
+    {".self_attn.q_proj", OWN, IN(acts.mla.q), {TOKENS, HEADS, D_QK},
+     WITHOUT_Q_LORA},
+    {".self_attn.kv_a_proj_with_mqa", OWN, IN(acts.mla.kv_raw),
+     {TOKENS, ONE, D_CACHE}, ALWAYS},
+    {".self_attn.kv_a_layernorm", CACHE_HEAD, IN(cache), {TOKENS, ONE, D_C},
+     ALWAYS},
+    {".self_attn.k_pe", CACHE_TAIL, IN(cache), {TOKENS, ONE, D_R}, ALWAYS},
+    {".self_attn.query", OWN, IN(acts.mla.query), {TOKENS, HEADS, D_QUERY},
+     ALWAYS},
+    {".self_attn.q_pe", QUERY_TAIL, IN(acts.mla.query), {TOKENS, HEADS, D_R},
+     ALWAYS},
+    {NULL, OWN, IN(acts.mla.kv), {CTX, HEADS, D_KV}, NAIVE},
+    {NULL, OWN, IN(acts.mla.key), {CTX, HEADS, D_QK}, NAIVE},
+    {NULL, OWN, IN(acts.mla.scores), {BLOCK, HEADS, SPAN}, ALWAYS},
+    {NULL, OWN, IN(acts.mla.probs), {BLOCK, HEADS, SPAN}, ALWAYS},
+    {".self_attn.scores", MASKED, IN(acts.mla.scores),
+     {TOKENS, HEADS, SPAN}, ALWAYS},
+    {".self_attn.probs", MASKED, IN(acts.mla.probs), {TOKENS, HEADS, SPAN},
+     ALWAYS},
+    {".self_attn.z", OWN, IN(acts.mla.z), {TOKENS, HEADS, D_C}, ABSORBED},
+    {".self_attn.o", OWN, IN(acts.mla.o), {TOKENS, HEADS, D_V}, ALWAYS},
+    {".self_attn.o_proj", OWN, IN(acts.attn_out), {TOKENS, ONE, HIDDEN},
+     ALWAYS},
+    {".attn_residual", OWN, IN(acts.attn_residual), {TOKENS, ONE, HIDDEN},
+     ALWAYS},
+    {".post_attention_layernorm", OWN, IN(acts.ffn_norm),
+     {TOKENS, ONE, HIDDEN}, ALWAYS},
+    {".mlp.gate_proj", OWN, IN(acts.ffn.gate), {TOKENS, ONE, INTER}, DENSE},
+    {".mlp.up_proj", OWN, IN(acts.ffn.up), {TOKENS, ONE, INTER}, DENSE},
+    {".mlp.h", OWN, IN(acts.ffn.h), {TOKENS, ONE, INTER}, DENSE},
+    {".mlp.gate.logits", OWN, IN(acts.moe.logits), {TOKENS, ONE, EXPERTS},
+     MOE},
+    {".mlp.gate.scores", OWN, IN(acts.moe.scores), {TOKENS, ONE, EXPERTS},
+     MOE},
+    {NULL, OWN, IN(acts.moe.bias), {ONE, ONE, EXPERTS}, BIASED},
+    {".mlp.gate.choice", OWN, IN(acts.moe.choice), {TOKENS, ONE, EXPERTS},
+     MOE},
+    {".mlp.gate.group_scores", OWN, IN(acts.moe.group_scores),
+     {TOKENS, ONE, GROUPS}, GROUPED},
+    {NULL, OWN_INT, IN(acts.moe.kept), {ONE, ONE, KEPT}, GROUPED},
+    {".mlp.gate.topk_ids", OWN_INT, IN(acts.moe.topk_ids),
+     {TOKENS, ONE, TOPK}, MOE},
+    {".mlp.gate.topk_weights", OWN, IN(acts.moe.topk_weights),
+     {TOKENS, ONE, TOPK}, MOE},
+    {NULL, OWN_INT, IN(acts.moe.first), {ONE, ONE, EXPERTS_1}, MOE},
+    {NULL, OWN_INT, IN(acts.moe.token), {ONE, ONE, PICKS}, MOE},
+    {NULL, OWN_INT, IN(acts.moe.slot), {ONE, ONE, PICKS}, MOE},
+    {NULL, OWN_INT, IN(acts.moe.filled), {ONE, ONE, TOKENS}, MOE},
+    {NULL, OWN, IN(acts.moe.row_weight), {ONE, ONE, PICKS}, MOE},
+    {NULL, OWN, IN(acts.moe.x), {PICKS, ONE, HIDDEN}, MOE},
+    {NULL, OWN, IN(acts.moe.routed.gate), {PICKS, ONE, MOE_INTER}, MOE},
+    {NULL, OWN, IN(acts.moe.routed.up), {PICKS, ONE, MOE_INTER}, MOE},
+    {NULL, OWN, IN(acts.moe.routed.h), {PICKS, ONE, MOE_INTER}, MOE},
+    {NULL, OWN, IN(acts.moe.y), {PICKS, ONE, HIDDEN}, MOE},
+    {".mlp.routed_out", OWN, IN(acts.moe.routed_out), {TOKENS, ONE, HIDDEN},
+     MOE},
+    {NULL, OWN, IN(acts.moe.shared.gate), {TOKENS, ONE, SHARED_INTER},
+     SHARED},
+    {NULL, OWN, IN(acts.moe.shared.up), {TOKENS, ONE, SHARED_INTER}, SHARED},
+    {NULL, OWN, IN(acts.moe.shared.h), {TOKENS, ONE, SHARED_INTER}, SHARED},
+    {".mlp.shared_out", OWN, IN(acts.moe.shared_out), {TOKENS, ONE, HIDDEN},
+     SHARED},
+    {".mlp", OWN, IN(acts.ffn_out), {TOKENS, ONE, HIDDEN}, ALWAYS},
+    {"", OWN, IN(acts.h), {TOKENS, ONE, HIDDEN}, ALWAYS},
+};
+
+static const Buffer final_buffers[] = {
+    {"model.norm", OWN, IN(norm), {TOKENS, ONE, HIDDEN}, ALWAYS},
+    {"logits", OWN, IN(logits), {ROWS_OUT, ONE, VOCAB}, ALWAYS},
+    {NULL, OWN_HOST, IN(host_logits), {ROWS_OUT, ONE, VOCAB}, ALWAYS},
+};
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+/* Bytes that the two score buffers may take: a block of tokens is as many as
+ * fit, so that a long context does not need memory for a whole chunk. */
+enum { SCORE_BYTES = 4 << 20 };
+
+static size_t score_block(const Config *c, const SessionOptions *o,
+                          size_t chunk)
+{
+    size_t row = 2 * c->num_attention_heads * o->ctx * sizeof(float);
+    size_t n = SCORE_BYTES / row;
+    if (o->trace)
+        return chunk;
+    return n < 1 ? 1 : n < chunk ? n : chunk;
+}
+
+static size_t chunk_of(const SessionOptions *o)
+{
+    size_t chunk = o->chunk ? o->chunk : 128;
+    return chunk < o->ctx ? chunk : o->ctx;
+}
+
+static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
+{
+    size_t T = chunk_of(o), d_h = c->qk_nope_head_dim;
+    size_t d_r = c->qk_rope_head_dim, d_c = c->kv_lora_rank;
+    n[ONE] = 1;
+    n[TOKENS] = T;
+    n[CTX] = n[SPAN] = o->ctx;
+    n[LAYERS] = c->num_hidden_layers;
+    n[ROWS_OUT] = o->all_logits ? T : 1;
+    n[VOCAB] = c->vocab_size;
+    n[HIDDEN] = c->hidden_size;
+    n[PAIRS] = d_r / 2;
+    n[Q_LORA] = c->q_lora_rank;
+    n[HEADS] = c->num_attention_heads;
+    n[D_QK] = d_h + d_r;
+    n[D_QUERY] = o->naive ? d_h + d_r : d_c + d_r;
+    n[D_CACHE] = d_c + d_r;
+    n[D_C] = d_c;
+    n[D_R] = d_r;
+    n[D_KV] = d_h + c->v_head_dim;
+    n[D_V] = c->v_head_dim;
+    n[BLOCK] = score_block(c, o, T);
+    n[INTER] = c->intermediate_size;
+    n[EXPERTS] = c->n_routed_experts;
+    n[EXPERTS_1] = c->n_routed_experts + 1;
+    n[GROUPS] = c->n_group;
+    n[KEPT] = c->topk_group;
+    n[TOPK] = c->num_experts_per_tok;
+    n[PICKS] = T * c->num_experts_per_tok;
+    n[MOE_INTER] = c->moe_intermediate_size;
+    n[SHARED_INTER] = c->n_shared_experts * c->moe_intermediate_size;
+}
+
+/* moe, dense: whether such layers are meant (one layer's kind in a trace,
+ * any layer's when memory is planned). */
+static bool is_there(When when, const Config *c, bool naive, bool dense,
+                     bool moe)
+{
+    switch (when) {
+    case ALWAYS: return true;
+    case WITH_Q_LORA: return c->q_lora_rank > 0;
+    case WITHOUT_Q_LORA: return c->q_lora_rank == 0;
+    case NAIVE: return naive;
+    case ABSORBED: return !naive;
+    case DENSE: return dense;
+    case MOE: return moe;
+    case BIASED: return moe && c->topk_method == TOPK_NOAUX_TC;
+    case GROUPED: return moe && c->topk_method != TOPK_GREEDY;
+    case SHARED: return moe && c->n_shared_experts > 0;
+    }
+    return false;
+}
+
+/* Walks the rows that own memory: row i of all three tables, or NULL. */
+static const Buffer *owner(size_t i, const Config *c, bool naive)
+{
+    const Buffer *b;
+    bool dense = false, moe = false;
+    for (size_t l = 0; l < c->num_hidden_layers; l++) {
+        dense = dense || !config_is_moe(c, l);
+        moe = moe || config_is_moe(c, l);
+    }
+    if (i < LENGTH(model_buffers))
+        b = &model_buffers[i];
+    else if (i < LENGTH(model_buffers) + LENGTH(layer_buffers))
+        b = &layer_buffers[i - LENGTH(model_buffers)];
+    else
+        b = &final_buffers[i - LENGTH(model_buffers)
+                           - LENGTH(layer_buffers)];
+    return b->storage <= OWN_HOST && is_there(b->when, c, naive, dense, moe)
+               ? b : NULL;
+}
+
+enum {
+    ALL_BUFFERS = LENGTH(model_buffers) + LENGTH(layer_buffers)
+                  + LENGTH(final_buffers)
+};
+
+/* Elements of a buffer; SIZE_MAX, which no allocation grants, if they do not
+ * fit a size_t. */
+static size_t elements(const Buffer *b, const size_t n[EXTENTS])
+{
+    size_t a = n[b->shape[0]], rest = n[b->shape[1]] * n[b->shape[2]];
+    return rest && a > SIZE_MAX / 4 / rest ? SIZE_MAX : a * rest;
+}
+
+size_t session_bytes(const Config *c, const SessionOptions *o)
+{
+    size_t n[EXTENTS], bytes = 0;
+    plan(n, c, o);
+    for (size_t i = 0; i < ALL_BUFFERS; i++) {
+        const Buffer *b = owner(i, c, o->naive);
+        if (b)
+            bytes += elements(b, n) * sizeof(float);
+    }
+    return bytes;
+}
+
+static void **pointer_of(Session *s, const Buffer *b)
+{
+    return (void **)(void *)((char *)s + b->offset);
+}
+
+static int allocate_buffers(Session *s, Error *err)
+{
+    const Config *c = &s->model->config;
+    size_t n[EXTENTS];
+    plan(n, c, &s->options);
+    s->acts.mla.block = n[BLOCK];
+    s->acts.mla.span = n[SPAN];
+    for (size_t i = 0; i < ALL_BUFFERS; i++) {
+        const Buffer *b = owner(i, c, s->options.naive);
+        void *p;
+        if (!b)
+            continue;
+        p = b->storage == OWN_HOST
+                ? allocate(elements(b, n), sizeof(float), "logits", err)
+                : device_alloc(elements(b, n), sizeof(float), "activations",
+                               err);
+        if (!p)
+            return -1;
+        *pointer_of(s, b) = p;
+    }
+    return 0;
+}
+
+int session_open(Session *s, const Model *m, const SessionOptions *o,
+                 Error *err)
+{
+    memset(s, 0, sizeof *s);
+    s->model = m;
+    s->options = *o;
+    if (!o->ctx)
+        return fail(err, "context: wanted at least 1 token, found 0");
+    if (rope_open(&s->rope, &m->config, err) || allocate_buffers(s, err)) {
+        session_close(s);
+        return -1;
+    }
+    return 0;
+}
+
+void session_close(Session *s)
+{
+    if (!s->model)
+        return;
+    for (size_t i = 0; i < ALL_BUFFERS; i++) {
+        const Buffer *b = owner(i, &s->model->config, s->options.naive);
+        if (b && b->storage == OWN_HOST)
+            free(*pointer_of(s, b));
+        else if (b)
+            device_free(*pointer_of(s, b));
+    }
+    rope_close(&s->rope);
+    memset(s, 0, sizeof *s);
+}
+
+void session_rewind(Session *s, size_t pos)
+{
+    if (pos < s->pos)
+        s->pos = pos;
+}
+
+/* Where a buffer's numbers of this pass lie: a first element, then strides
+ * of the first two sides. */
+typedef struct {
+    const void *start;
+    size_t stride0, stride1;
+} View;
+
+static View view_of(const Session *s, const Buffer *b, size_t layer,
+                    const size_t n[EXTENTS])
+{
+    const float *p = *pointer_of((Session *)s, b);
+    size_t row = n[b->shape[2]];
+    size_t cached = (layer * n[CTX] + s->pos) * n[D_CACHE];
+    switch (b->storage) {
+    case CACHE_HEAD:
+        return (View){p + cached, n[D_CACHE], 0};
+    case CACHE_TAIL:
+        return (View){p + cached + n[D_C], n[D_CACHE], 0};
+    case QUERY_TAIL:
+        return (View){p + n[D_QUERY] - n[D_R], n[HEADS] * n[D_QUERY],
+                      n[D_QUERY]};
+    default:
+        return (View){p, n[b->shape[1]] * row, row};
+    }
+}
+
+/* The rest of a row of scores, beyond what the pass has reached. */
+static void mask_tail(const Buffer *b, float *row, size_t from, size_t to)
+{
+    bool probs = b->offset == IN(acts.mla.probs);
+    for (size_t j = from; j < to; j++)
+        row[j] = probs ? 0 : -INFINITY;
+}
+
+static void trace_buffer(Session *s, const Buffer *b, const char *name,
+                         size_t layer, size_t T)
+{
+    size_t n[EXTENTS], d1, d2;
+    plan(n, &s->model->config, &s->options);
+    n[TOKENS] = T;
+    if (s->options.all_logits)
+        n[ROWS_OUT] = T;
+    d1 = n[b->shape[1]];
+    d2 = n[b->shape[2]];
+    size_t rows = n[b->shape[0]];
+    size_t shape[3] = {rows, d1 == 1 ? d2 : d1, d2};
+    View v = view_of(s, b, layer, n);
+    float *copy = malloc(rows * d1 * d2 * sizeof *copy);
+    for (size_t i = 0; copy && i < rows * d1; i++) {
+        float *row = copy + i * d2;
+        device_read(row, (const float *)v.start + i / d1 * v.stride0
+                         + i % d1 * v.stride1, d2 * sizeof *row);
+        if (b->storage == MASKED)
+            mask_tail(b, row, s->pos + T, d2);
+    }
+    trace_put(s->options.trace, name, b->storage == OWN_INT ? DT_I32 : DT_F32,
+              copy, d1 == 1 ? 2 : 3, shape);
+    free(copy);
+}
+
+static void trace_model(Session *s, const Buffer *b, size_t n, size_t T)
+{
+    for (size_t i = 0; s->options.trace && i < n; i++)
+        if (b[i].name && trace_wants(s->options.trace, b[i].name))
+            trace_buffer(s, &b[i], b[i].name, 0, T);
+}
+
+static void trace_layer(Session *s, size_t layer, size_t T)
+{
+    bool moe = s->model->layers[layer].is_moe;
+    for (size_t i = 0; s->options.trace && i < LENGTH(layer_buffers); i++) {
+        const Buffer *b = &layer_buffers[i];
+        char name[128];
+        if (!b->name || !is_there(b->when, &s->model->config,
+                                  s->options.naive, !moe, moe))
+            continue;
+        snprintf(name, sizeof name, "model.layers.%zu%s", layer, b->name);
+        if (trace_wants(s->options.trace, name))
+            trace_buffer(s, b, name, layer, T);
+    }
+}
+
+/* h + MLA(RMSNorm(h)) -> attn_residual */
+static void attention_block(Session *s, const float *h, size_t layer,
+                            size_t T)
+{
+    const Config *c = &s->model->config;
+    const LayerWeights *w = &s->model->layers[layer];
+    BlockActs *a = &s->acts;
+    size_t d = c->hidden_size;
+    float *cache = s->cache + layer * s->options.ctx
+                              * (c->kv_lora_rank + c->qk_rope_head_dim);
+    rmsnorm(a->attn_norm, d, h, d, T, &w->input_layernorm,
+            (float)c->rms_norm_eps);
+    (s->options.naive ? mla_naive : mla_absorbed)(
+        a->attn_out, a->attn_norm, &w->self_attn, c, T, s->pos, s->cos,
+        s->sin, s->rope.softmax_scale, cache, &a->mla);
+    add(a->attn_residual, h, a->attn_out, T * d);
+}
+
+/* attn_residual + FFN(RMSNorm(attn_residual)) -> h */
+static void ffn_block(Session *s, size_t layer, size_t T)
+{
+    const Config *c = &s->model->config;
+    const LayerWeights *w = &s->model->layers[layer];
+    BlockActs *a = &s->acts;
+    size_t d = c->hidden_size;
+    rmsnorm(a->ffn_norm, d, a->attn_residual, d, T,
+            &w->post_attention_layernorm, (float)c->rms_norm_eps);
+    if (w->is_moe)
+        moe_forward(a->ffn_out, a->ffn_norm, &w->moe, c, T, &a->moe);
+    else
+        ffn_forward(a->ffn_out, a->ffn_norm, &w->mlp, T, &a->ffn);
+    add(a->h, a->attn_residual, a->ffn_out, T * d);
+}
+
+static void output_head(Session *s, const float *h, size_t T)
+{
+    const Model *m = s->model;
+    size_t d = m->config.hidden_size, V = m->config.vocab_size;
+    size_t rows = s->options.all_logits ? T : 1;
+    rmsnorm(s->norm, d, h, d, T, &m->norm, (float)m->config.rms_norm_eps);
+    matmul(s->logits, V, s->norm + (T - rows) * d, d, rows, &m->lm_head);
+    device_read(s->host_logits, s->logits, rows * V * sizeof *s->logits);
+}
+
+/* One chunk of T tokens at s->pos. */
+static void forward_chunk(Session *s, const int32_t *ids, size_t T,
+                          Progress *progress, double done, double total)
+{
+    const Model *m = s->model;
+    const float *h = s->embed;
+    size_t d = m->config.hidden_size, L = m->config.num_hidden_layers;
+    rope_table(s->cos, s->sin, &s->rope, T, s->pos);
+    for (size_t t = 0; t < T; t++)
+        matrix_row(s->embed + t * d, &m->embed_tokens, (size_t)ids[t]);
+    trace_model(s, model_buffers, LENGTH(model_buffers), T);
+    for (size_t l = 0; l < L; l++) {
+        attention_block(s, h, l, T);
+        ffn_block(s, l, T);
+        trace_layer(s, l, T);
+        h = s->acts.h;
+        progress_show(progress, done + (double)(T * (l + 1)) / (double)L,
+                      total);
+    }
+    output_head(s, h, T);
+    trace_model(s, final_buffers, LENGTH(final_buffers), T);
+    s->pos += T;
+}
+
+static int check_finite(const Session *s, size_t T, Error *err)
+{
+    size_t V = s->model->config.vocab_size;
+    size_t rows = s->options.all_logits ? T : 1;
+    for (size_t i = 0; i < rows * V; i++)
+        if (!isfinite(s->host_logits[i]))
+            return model_find_not_finite(s->model, err)
+                       ? -1 : fail(err, "logit %zu of position %zu is %g,"
+                                   " wanted a finite number", i % V,
+                                   s->pos - rows + i / V,
+                                   (double)s->host_logits[i]);
+    return 0;
+}
+
+static int check_input(const Session *s, const int32_t *ids, size_t n,
+                       Error *err)
+{
+    size_t V = s->model->config.vocab_size;
+    if (!n)
+        return fail(err, "prompt: wanted at least 1 token, found none");
+    if (n > s->options.ctx - s->pos)
+        return fail(err, "context: wanted at most %zu tokens, found %zu",
+                    s->options.ctx, s->pos + n);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || (size_t)ids[i] >= V)
+            return fail(err, "id %zu of the input: wanted 0 to %zu"
+                        " (vocab_size - 1), found %ld", i, V - 1,
+                        (long)ids[i]);
+    return 0;
+}
+
+int session_forward(Session *s, const int32_t *ids, size_t n,
+                    const char *what, Error *err)
+{
+    size_t chunk = chunk_of(&s->options);
+    Progress progress;
+    int failed = check_input(s, ids, n, err);
+    progress_begin(&progress, what);
+    for (size_t i = 0; i < n && !failed; i += chunk) {
+        size_t T = n - i < chunk ? n - i : chunk;
+        forward_chunk(s, ids + i, T, &progress, (double)i, (double)n);
+        failed = check_finite(s, T, err);
+    }
+    progress_end(&progress);
+    return failed;
+}
+
+static bool is_stop(const GenerateOptions *o, int32_t id)
+{
+    for (size_t i = 0; i < o->n_stop; i++)
+        if (o->stop[i] == id)
+            return true;
+    return false;
+}
+
+/* Sampling's memory: the candidates in order and their probabilities. */
+typedef struct {
+    uint32_t *order;
+    float *p;
+    Random random;
+} Dice;
+
+static int32_t throw(Dice *dice, const GenerateOptions *o,
+                     const float *logits)
+{
+    size_t kept = sample_distribution(&o->sampler, logits, o->vocabulary,
+                                      dice->order, dice->p);
+    return (int32_t)sample_draw(dice->order, dice->p, kept, &dice->random);
+}
+
+/* Token after token until a stop id, n tokens, the end of the context, or a
+ * sink that has enough. */
+static int generate_loop(Session *s, const GenerateOptions *o, Dice *dice,
+                         GenerateSink *sink, void *context,
+                         GenerateStats *stats, Error *err)
+{
+    for (;;) {
+        int32_t id = throw(dice, o, s->host_logits);
+        stats->stopped = is_stop(o, id);
+        if (stats->stopped)
+            return 0;
+        stats->new_tokens++;
+        int enough = sink(context, id, err);
+        if (enough || stats->new_tokens == o->n || s->pos == s->options.ctx)
+            return enough < 0 ? -1 : 0;
+        if (session_forward(s, &id, 1, NULL, err))
+            return -1;
+    }
+}
+
+int generate(Session *s, const int32_t *prompt, size_t n,
+             const GenerateOptions *o, GenerateSink *sink, void *context,
+             GenerateStats *stats, Error *err)
+{
+    double start = os_seconds();
+    Dice dice = {.random = random_seeded(o->seed)};
+    int failed = -1;
+    *stats = (GenerateStats){.prompt_tokens = n};
+    if (o->vocabulary < 1 || o->vocabulary > s->model->config.vocab_size)
+        return fail(err, "vocabulary: wanted 1 to vocab_size (%zu) tokens,"
+                    " found %zu", s->model->config.vocab_size,
+                    o->vocabulary);
+    dice.order = allocate(o->vocabulary, sizeof *dice.order, "sampling", err);
+    dice.p = allocate(o->vocabulary, sizeof *dice.p, "sampling", err);
+    if (dice.order && dice.p)
+        failed = session_forward(s, prompt, n, "reading the prompt", err);
+    stats->prompt_seconds = os_seconds() - start;
+    if (!failed && o->n)
+        failed = generate_loop(s, o, &dice, sink, context, stats, err);
+    stats->decode_seconds = os_seconds() - start - stats->prompt_seconds;
+    free(dice.order);
+    free(dice.p);
+    return failed;
+}
+
+/* -ln softmax(logits)[id] = (max - logits[id]) - ln p[argmax], where the
+ * greatest probability is 1/Σ exp(logit - max). p: room for n. */
+static double nll(const float *logits, float *p, size_t n, int32_t id)
+{
+    size_t best = argmax(logits, n);
+    softmax(p, logits, n);
+    return ((double)logits[best] - (double)logits[id])
+           - log64((double)p[best]);
+}
+
+int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
+                const char *what, Error *err)
+{
+    size_t V = s->model->config.vocab_size, chunk = chunk_of(&s->options);
+    float *p = allocate(V, sizeof *p, "probabilities", err);
+    int failed = p ? check_input(s, ids, n, err) : -1;
+    Progress progress;
+    *nats = 0;
+    progress_begin(&progress, what);
+    for (size_t i = 0; i < n && !failed; i += chunk) {
+        size_t T = n - i < chunk ? n - i : chunk;
+        failed = session_forward(s, ids + i, T, NULL, err);
+        for (size_t t = 0; t < T && !failed && i + t + 1 < n; t++)
+            *nats += nll(s->host_logits + t * V, p, V, ids[i + t + 1]);
+        progress_show(&progress, (double)(i + T), (double)n);
+    }
+    progress_end(&progress);
+    free(p);
+    return failed;
+}

@@ -1,0 +1,264 @@
+/* mla.c: multi-head latent attention ---------------- V2 §2.1, V3 §2.1.1
+ *
+ * Keys and values of all heads are compressed into one latent c_kv of d_c
+ * numbers a token; beside it one RoPE key k_rope of d_r numbers serves every
+ * head. These d_c + d_r numbers are all that is cached.
+ *
+ * Stages: queries and latent of the new tokens (project), into the cache;
+ * then attention in one of two forms that are equal in exact arithmetic:
+ *   absorbed  W_UK moves to the query and W_UV behind the sum, so scores and
+ *             sums run over the cache as it is: the default, for prefill and
+ *             decode alike
+ *   naive     keys and values of every position and head are expanded: the
+ *             paper's equations as they stand, the form of training
+ * then the output projection.
+ *
+ * Invariants: a cache row is [c_kv; k_rope], c_kv after its RMSNorm, k_rope
+ * turned and not normalised. A token sees positions 0 … its own. Nothing a
+ * token computes depends on what else is in the call, so prefill, chunks and
+ * decode agree bit for bit. Scores are kept for blocks of tokens.
+ *
+ * Not here: frequencies and the softmax scale (rope.c), residual and block
+ * norms (deepseek.c). */
+#include "deepseek.h"
+
+#include <math.h>
+#include <string.h>
+
+/* The eps of the two latent norms: the released classes are built with their
+ * own default whatever rms_norm_eps says (docs/disputes.md). */
+static float latent_eps(const Config *c)
+{
+    return c->latent_eps_from_config ? (float)c->rms_norm_eps : 1e-6f;
+}
+
+/* c_Q = W_DQ h, normalised                                 V2 (37), V3 (6)
+ * [q_C; q_R] = [W_UQ; W_QR] c_Q, by head      V2 (38), (39), V3 (7), (8)
+ * Without query compression q = W_Q h (V2-Lite).  a->q (T, n_h, d_h+d_r) */
+static void project_query(const float *h, const MlaWeights *w,
+                          const Config *c, size_t T, MlaActs *a)
+{
+    size_t d_q = c->q_lora_rank;
+    size_t width = c->num_attention_heads
+                   * (c->qk_nope_head_dim + c->qk_rope_head_dim);
+    if (!d_q) {
+        matmul(a->q, width, h, c->hidden_size, T, &w->q_proj);
+        return;
+    }
+    matmul(a->c_q_raw, d_q, h, c->hidden_size, T, &w->q_a_proj);
+    rmsnorm(a->c_q, d_q, a->c_q_raw, d_q, T, &w->q_a_layernorm,
+            latent_eps(c));
+    matmul(a->q, width, a->c_q, d_q, T, &w->q_b_proj);
+}
+
+/* c_KV = W_DKV h, normalised                               V2 (41), V3 (1)
+ * k_R = RoPE(W_KR h)                                       V2 (43), V3 (3)
+ * row (T, d_c+d_r): the new rows of the cache. */
+static void project_latent(float *row, const float *h, const MlaWeights *w,
+                           const Config *c, size_t T, const float *cos,
+                           const float *sin, MlaActs *a)
+{
+    size_t d_c = c->kv_lora_rank, width = d_c + c->qk_rope_head_dim;
+    matmul(a->kv_raw, width, h, c->hidden_size, T, &w->kv_a_proj_with_mqa);
+    rmsnorm(row, width, a->kv_raw, width, T, &w->kv_a_layernorm,
+            latent_eps(c));
+    rope_apply(row + d_c, width, a->kv_raw + d_c, width, cos, sin, T,
+               c->qk_rope_head_dim / 2);
+}
+
+/* q_R = RoPE(W_QR c_Q) of every head, behind the first `content` numbers of
+ * each query.                                              V2 (39), V3 (8) */
+static void turn_queries(const Config *c, size_t T, size_t content,
+                         const float *cos, const float *sin, MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_h = c->qk_nope_head_dim;
+    size_t d_r = c->qk_rope_head_dim;
+    for (size_t i = 0; i < n_h; i++)
+        rope_apply(a->query + i * (content + d_r) + content,
+                   n_h * (content + d_r), a->q + i * (d_h + d_r) + d_h,
+                   n_h * (d_h + d_r), cos, sin, T, d_r / 2);
+}
+
+/* softmax over positions 0 … pos+t of every head's row; what a token must not
+ * see has score -inf and weight 0. scores, probs (nb, n_h, S of span). */
+static void softmax_rows(size_t nb, size_t n_h, size_t pos, float scaling,
+                         MlaActs *a)
+{
+    size_t S = pos + nb;
+    for (size_t row = 0; row < nb * n_h; row++) {
+        float *s = a->scores + row * a->span, *p = a->probs + row * a->span;
+        size_t seen = pos + row / n_h + 1;
+        scale(s, s, scaling, seen);
+        softmax(p, s, seen);
+        for (size_t j = seen; j < S; j++) {
+            s[j] = -INFINITY;
+            p[j] = 0;
+        }
+    }
+}
+
+/* y += Σ_j p_j v_j over the positions that each token of the block sees,
+ * ascending. Those that all of it see are one product; the last few, where
+ * the tokens differ, follow token by token. A token has `rows` rows of y and
+ * of p, ldy and ldp apart. */
+static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
+                         size_t rows, size_t nb, size_t pos, const Matrix *v)
+{
+    Matrix common = matrix_rows(v, 0, pos + 1);
+    matmul_t(y, ldy, p, ldp, nb * rows, &common);
+    for (size_t t = 1; t < nb; t++) {
+        Matrix last = matrix_rows(v, pos + 1, t);
+        matmul_t(y + t * rows * ldy, ldy, p + t * rows * ldp + pos + 1, ldp,
+                 rows, &last);
+    }
+}
+
+/* u = W_O [o_1; …; o_n_h]                                 V2 (47), V3 (11) */
+static void project_output(float *u, const MlaWeights *w, const Config *c,
+                           size_t T, const MlaActs *a)
+{
+    matmul(u, c->hidden_size, a->o, c->num_attention_heads * c->v_head_dim, T,
+           &w->o_proj);
+}
+
+/* The rows of kv_b_proj of head i: W_UK (d_h), then W_UV (d_v). */
+static Matrix w_uk(const MlaWeights *w, const Config *c, size_t i)
+{
+    size_t width = c->qk_nope_head_dim + c->v_head_dim;
+    return matrix_rows(&w->kv_b_proj, i * width, c->qk_nope_head_dim);
+}
+
+static Matrix w_uv(const MlaWeights *w, const Config *c, size_t i)
+{
+    size_t width = c->qk_nope_head_dim + c->v_head_dim;
+    return matrix_rows(&w->kv_b_proj, i * width + c->qk_nope_head_dim,
+                       c->v_head_dim);
+}
+
+/* q_C·(W_UK c) = (W_UKᵀ q_C)·c: the query moves into the latent space, and
+ * query and cache row are dotted whole.
+ * query_i = [W_UKᵀ q_C; q_R]  (T, n_h, d_c+d_r)            V2 (40), V3 (9) */
+static void absorb_query(const MlaWeights *w, const Config *c, size_t T,
+                         MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
+    size_t width = d_c + c->qk_rope_head_dim;
+    size_t d_q = c->qk_nope_head_dim + c->qk_rope_head_dim;
+    memset(a->query, 0, T * n_h * width * sizeof *a->query);
+    for (size_t i = 0; i < n_h; i++) {
+        Matrix uk = w_uk(w, c, i);
+        matmul_t(a->query + i * width, n_h * width, a->q + i * d_q,
+                 n_h * d_q, T, &uk);
+    }
+}
+
+/* One block of nb tokens from token t0 on, over the cache:
+ * p = softmax(query·[c_kv; k_R] scale), z = Σ p c_kv      V2 (46), V3 (10) */
+static void attend_latent(const Config *c, size_t t0, size_t nb, size_t pos,
+                          float scaling, const float *cache, MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
+    size_t width = d_c + c->qk_rope_head_dim;
+    Matrix rows = matrix_f32(cache, pos + nb, width, width);
+    Matrix latent = matrix_f32(cache, pos + nb, d_c, width);
+    matmul(a->scores, a->span, a->query + t0 * n_h * width, width, nb * n_h,
+           &rows);
+    softmax_rows(nb, n_h, pos, scaling, a);
+    weighted_sum(a->z + t0 * n_h * d_c, d_c, a->probs, a->span, n_h, nb, pos,
+                 &latent);
+}
+
+void mla_absorbed(float *u, const float *h, const MlaWeights *w,
+                  const Config *c, size_t T, size_t pos, const float *cos,
+                  const float *sin, float softmax_scale, float *cache,
+                  MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
+    size_t d_v = c->v_head_dim, width = d_c + c->qk_rope_head_dim;
+    project_query(h, w, c, T, a);
+    project_latent(cache + pos * width, h, w, c, T, cos, sin, a);
+    absorb_query(w, c, T, a);
+    turn_queries(c, T, d_c, cos, sin, a);
+    memset(a->z, 0, T * n_h * d_c * sizeof *a->z);
+    for (size_t t = 0; t < T; t += a->block) {
+        size_t nb = T - t < a->block ? T - t : a->block;
+        attend_latent(c, t, nb, pos + t, softmax_scale, cache, a);
+    }
+    /* o_i = W_UV z_i: what v_C = W_UV c would have summed to    V2 (45) */
+    for (size_t i = 0; i < n_h; i++) {
+        Matrix uv = w_uv(w, c, i);
+        matmul(a->o + i * d_v, n_h * d_v, a->z + i * d_c, n_h * d_c, T, &uv);
+    }
+    project_output(u, w, c, T, a);
+}
+
+/* [k_C; v_C] = [W_UK; W_UV] c_KV of S positions, by head
+ *                                   V2 (42), (45), V3 (2), (5)
+ * k_i = [k_C; k_R]                  V2 (44), V3 (4) */
+static void expand_keys_values(const MlaWeights *w, const Config *c, size_t S,
+                               const float *cache, MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
+    size_t d_h = c->qk_nope_head_dim, d_r = c->qk_rope_head_dim;
+    size_t width = d_h + c->v_head_dim;
+    matmul(a->kv, n_h * width, cache, d_c + d_r, S, &w->kv_b_proj);
+    for (size_t j = 0; j < S; j++)
+        for (size_t i = 0; i < n_h; i++) {
+            float *k = a->key + (j * n_h + i) * (d_h + d_r);
+            memcpy(k, a->kv + (j * n_h + i) * width, d_h * sizeof *k);
+            memcpy(k + d_h, cache + j * (d_c + d_r) + d_c, d_r * sizeof *k);
+        }
+}
+
+/* q_i = [q_C; q_R]                                         V2 (40), V3 (9) */
+static void join_query(const Config *c, size_t T, const float *cos,
+                       const float *sin, MlaActs *a)
+{
+    size_t d_h = c->qk_nope_head_dim, d_q = d_h + c->qk_rope_head_dim;
+    memcpy(a->query, a->q,
+           T * c->num_attention_heads * d_q * sizeof *a->query);
+    turn_queries(c, T, d_h, cos, sin, a);
+}
+
+/* One block of nb tokens, head by head:
+ * o_i = Σ_j softmax_j(q_i·k_j scale) v_j                  V2 (46), V3 (10) */
+static void attend_heads(const Config *c, size_t t0, size_t nb, size_t pos,
+                         float scaling, MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_v = c->v_head_dim, S = pos + nb;
+    size_t d_q = c->qk_nope_head_dim + c->qk_rope_head_dim;
+    size_t width = c->qk_nope_head_dim + d_v;
+    for (size_t i = 0; i < n_h; i++) {
+        Matrix key = matrix_f32(a->key + i * d_q, S, d_q, n_h * d_q);
+        matmul(a->scores + i * a->span, n_h * a->span,
+               a->query + (t0 * n_h + i) * d_q, n_h * d_q, nb, &key);
+    }
+    softmax_rows(nb, n_h, pos, scaling, a);
+    for (size_t i = 0; i < n_h; i++) {
+        Matrix value = matrix_f32(a->kv + i * width
+                                  + c->qk_nope_head_dim,
+                                  S, d_v, n_h * width);
+        weighted_sum(a->o + (t0 * n_h + i) * d_v, n_h * d_v,
+                     a->probs + i * a->span, n_h * a->span, 1, nb, pos,
+                     &value);
+    }
+}
+
+void mla_naive(float *u, const float *h, const MlaWeights *w,
+               const Config *c, size_t T, size_t pos, const float *cos,
+               const float *sin, float softmax_scale, float *cache,
+               MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads;
+    size_t width = c->kv_lora_rank + c->qk_rope_head_dim;
+    project_query(h, w, c, T, a);
+    project_latent(cache + pos * width, h, w, c, T, cos, sin, a);
+    join_query(c, T, cos, sin, a);
+    expand_keys_values(w, c, pos + T, cache, a);
+    memset(a->o, 0, T * n_h * c->v_head_dim * sizeof *a->o);
+    for (size_t t = 0; t < T; t += a->block) {
+        size_t nb = T - t < a->block ? T - t : a->block;
+        attend_heads(c, t, nb, pos + t, softmax_scale, a);
+    }
+    project_output(u, w, c, T, a);
+}

@@ -1,0 +1,1297 @@
+/* model.c: config.json, the table of tensors, model directories
+ *                                                       V2 §3.1.2, V3 §4.2
+ * A model is an ordinary Hugging Face directory. Three parts:
+ *   config   config.json -> Config, both spellings, every value checked
+ *   tensors  one table of names, shapes and kinds; a walk over it drives
+ *            binding, writing, counting
+ *   model    the mapped files bound to the walk; a new directory with random
+ *            weights
+ *
+ * Invariants: after config_read every size is in range and fits the others,
+ * so nothing behind it checks again; a bound Matrix has the shape that the
+ * config says. Weights stay where they are mapped.
+ *
+ * Not here: what is computed with them (deepseek.c, mla.c, moe.c). */
+#include "deepseek.h"
+
+#include "base/device.h"
+#include "base/os.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What a config reader carries: the document, its object, the file's name. */
+typedef struct {
+    Json json;
+    const JsonNode *root;
+    const char *path;
+    Error *err;
+} Source;
+
+/* A whole number of the config. null: the value that null means, or -1 where
+ * null is refused. absent, by model type: -1 where the key must be there. */
+typedef struct {
+    const char *key;
+    size_t offset;
+    int64_t low, high;
+    int64_t null, absent_v2, absent_v3;
+} SizeKey;
+
+#define AT(field) offsetof(Config, field)
+enum { WIDE = 1 << 24, HEADS = 1 << 16, MANY = 1 << 16 };
+
+static const SizeKey size_keys[] = {
+    {"vocab_size", AT(vocab_size), 1, WIDE, -1, -1, -1},
+    {"hidden_size", AT(hidden_size), 1, WIDE, -1, -1, -1},
+    {"num_hidden_layers", AT(num_hidden_layers), 1, 4096, -1, -1, -1},
+    {"intermediate_size", AT(intermediate_size), 1, WIDE, -1, -1, -1},
+    {"moe_intermediate_size", AT(moe_intermediate_size), 1, WIDE, -1, 1407,
+     2048},
+    {"first_k_dense_replace", AT(first_k_dense_replace), 0, 4096, -1, 0, 3},
+    {"moe_layer_freq", AT(moe_layer_freq), 1, 4096, -1, 1, 1},
+    {"num_attention_heads", AT(num_attention_heads), 1, HEADS, -1, -1, -1},
+    {"q_lora_rank", AT(q_lora_rank), 1, WIDE, 0, 1536, 1536},
+    {"kv_lora_rank", AT(kv_lora_rank), 1, WIDE, -1, -1, -1},
+    {"qk_nope_head_dim", AT(qk_nope_head_dim), 1, HEADS, -1, -1, -1},
+    {"qk_rope_head_dim", AT(qk_rope_head_dim), 2, HEADS, -1, -1, -1},
+    {"v_head_dim", AT(v_head_dim), 1, HEADS, -1, -1, -1},
+    {"n_routed_experts", AT(n_routed_experts), 1, MANY, 0, 64, 256},
+    {"n_shared_experts", AT(n_shared_experts), 0, 4096, 0, 2, 1},
+    {"num_experts_per_tok", AT(num_experts_per_tok), 1, MANY, 0, 0, 8},
+    {"n_group", AT(n_group), 1, MANY, 1, 1, 8},
+    {"topk_group", AT(topk_group), 1, MANY, 1, 1, 4},
+    {"max_position_embeddings", AT(max_position_embeddings), 1, 1 << 30, -1,
+     2048, 4096},
+    {"num_nextn_predict_layers", AT(num_nextn_predict_layers), 0, 64, 0, 0,
+     0},
+};
+
+/* Keys whose other values would change the result and are not computed. */
+static const struct {
+    const char *key;
+    const char *only;    /* the JSON text of the one value that is known */
+} fixed_keys[] = {
+    {"hidden_act", "\"silu\""},  {"attention_bias", "false"},
+    {"mlp_bias", "false"},       {"rope_interleave", "true"},
+};
+
+static const char *const topk_methods[] = {"greedy", "group_limited_greedy",
+                                           "noaux_tc"};
+static const char *const scoring_funcs[] = {"softmax", "sigmoid"};
+
+/* The value's own text, for messages: at most 60 bytes of it. */
+static int refuse(const Source *s, const char *key, const JsonNode *found,
+                  const char *wanted)
+{
+    int n = found->length > 60 ? 60 : (int)found->length;
+    return fail(s->err, "%s: %s: wanted %s, found %.*s", s->path, key, wanted,
+                n, s->json.text + found->start);
+}
+
+static bool is_null(const JsonNode *node)
+{
+    return !node || json_type(node) == JSON_NULL;
+}
+
+static int read_size(const Source *s, const SizeKey *k, Config *c)
+{
+    const JsonNode *node = json_get(&s->json, s->root, k->key);
+    int64_t value;
+    if (!node)
+        value = c->model_type == DEEPSEEK_V2 ? k->absent_v2 : k->absent_v3;
+    else if (json_type(node) == JSON_NULL)
+        value = k->null;
+    else if (!json_integer(&s->json, node, k->low, k->high, &value)) {
+        char wanted[80];
+        snprintf(wanted, sizeof wanted, "a whole number from %" PRId64
+                 " to %" PRId64, k->low, k->high);
+        return refuse(s, k->key, node, wanted);
+    }
+    if (value < 0)
+        return fail(s->err, "%s: %s is missing", s->path, k->key);
+    size_t *field = (size_t *)(void *)((char *)c + k->offset);
+    *field = (size_t)value;
+    return 0;
+}
+
+/* A number of an object; *value stays where the key is absent or null. */
+static int read_number(const Source *s, const JsonNode *object,
+                       const char *key, double low, double high,
+                       double *value)
+{
+    const JsonNode *node = json_get(&s->json, object, key);
+    char wanted[80];
+    double x;
+    if (is_null(node))
+        return 0;
+    if (json_number(&s->json, node, &x) && x >= low && x <= high) {
+        *value = x;
+        return 0;
+    }
+    snprintf(wanted, sizeof wanted, "a number from %g to %g", low, high);
+    return refuse(s, key, node, wanted);
+}
+
+static int read_bool(const Source *s, const char *key, bool *value)
+{
+    const JsonNode *node = json_get(&s->json, s->root, key);
+    if (is_null(node))
+        return 0;
+    if (json_type(node) != JSON_TRUE && json_type(node) != JSON_FALSE)
+        return refuse(s, key, node, "true or false");
+    *value = json_type(node) == JSON_TRUE;
+    return 0;
+}
+
+/* One of n names; *value stays where the key is absent or null. */
+static int read_choice(const Source *s, const JsonNode *object,
+                       const char *key, const char *const *names, int n,
+                       int *value)
+{
+    const JsonNode *node = json_get(&s->json, object, key);
+    char wanted[120] = "";
+    if (is_null(node))
+        return 0;
+    for (int i = 0; i < n; i++) {
+        if (json_equals(&s->json, node, names[i])) {
+            *value = i;
+            return 0;
+        }
+        size_t at = strlen(wanted);
+        snprintf(wanted + at, sizeof wanted - at, "%s%s", i ? " or " : "",
+                 names[i]);
+    }
+    return refuse(s, key, node, wanted);
+}
+
+static int read_model_type(const Source *s, Config *c)
+{
+    static const char *const types[] = {"deepseek_v2", "deepseek_v3"};
+    static const char *const classes[] = {"DeepseekV2ForCausalLM",
+                                          "DeepseekV3ForCausalLM"};
+    const JsonNode *node = json_get(&s->json, s->root, "architectures");
+    int type = -1;
+    if (read_choice(s, s->root, "model_type", types, 2, &type))
+        return -1;
+    if (type < 0 && node && (node = json_first(&s->json, node)) != NULL)
+        for (int i = 0; i < 2; i++)
+            if (json_equals(&s->json, node, classes[i]))
+                type = i;
+    if (type < 0)
+        return fail(s->err, "%s: model_type is missing; wanted deepseek_v2"
+                    " or deepseek_v3", s->path);
+    c->model_type = type ? DEEPSEEK_V3 : DEEPSEEK_V2;
+    return 0;
+}
+
+static int read_fixed(const Source *s)
+{
+    for (size_t i = 0; i < sizeof fixed_keys / sizeof *fixed_keys; i++) {
+        const JsonNode *node = json_get(&s->json, s->root, fixed_keys[i].key);
+        const char *only = fixed_keys[i].only;
+        char text[40];
+        if (is_null(node))
+            continue;
+        snprintf(text, sizeof text,
+                 json_type(node) == JSON_STRING ? "\"%.*s\"" : "%.*s",
+                 node->length > 30 ? 30 : (int)node->length,
+                 s->json.text + node->start);
+        if (strcmp(text, only) != 0)
+            return refuse(s, fixed_keys[i].key, node, only);
+    }
+    return 0;
+}
+
+/* What a released class computes where a key is absent. */
+static void set_defaults(Config *c)
+{
+    bool v3 = c->model_type == DEEPSEEK_V3;
+    c->topk_method = v3 ? TOPK_NOAUX_TC : TOPK_GREEDY;
+    c->scoring_func = v3 ? SCORING_SIGMOID : SCORING_SOFTMAX;
+    c->norm_topk_prob = v3;
+    c->routed_scaling_factor = v3 ? 2.5 : 1.0;
+    c->rms_norm_eps = 1e-6;
+    c->rope_theta = 10000;
+    c->initializer_range = 0.02;
+    c->bos_token_id = -1;
+    c->torch_dtype = DT_BF16;
+}
+
+/* An object of RoPE settings in either spelling: rope_scaling has type,
+ * rope_parameters has rope_type and rope_theta. */
+static int read_rope(const Source *s, const char *name, const JsonNode *o,
+                     Config *c)
+{
+    static const char *const types[] = {"default", "yarn"};
+    RopeScaling *r = &c->rope_scaling;
+    double length = 0;
+    int type = 0;
+    if (json_type(o) != JSON_OBJECT)
+        return refuse(s, name, o, "an object");
+    if (!json_get(&s->json, o, "type") && !json_get(&s->json, o, "rope_type"))
+        return refuse(s, name, o, "an object with a type");
+    if (read_choice(s, o, "type", types, 2, &type)
+        || read_choice(s, o, "rope_type", types, 2, &type)
+        || read_number(s, o, "rope_theta", 1.001, 1e12, &c->rope_theta))
+        return -1;
+    memset(r, 0, sizeof *r);
+    if (!type)
+        return 0;
+    *r = (RopeScaling){.yarn = true, .beta_fast = 32, .beta_slow = 1,
+                       .mscale = 1};
+    if (!is_null(json_get(&s->json, o, "attention_factor")))
+        return refuse(s, "attention_factor",
+                      json_get(&s->json, o, "attention_factor"), "null");
+    if (read_number(s, o, "factor", 1, 1e6, &r->factor)
+        || read_number(s, o, "original_max_position_embeddings", 1,
+                       1 << 30, &length)
+        || read_number(s, o, "beta_fast", 1e-6, 1e6, &r->beta_fast)
+        || read_number(s, o, "beta_slow", 1e-6, 1e6, &r->beta_slow)
+        || read_number(s, o, "mscale", 0, 1e3, &r->mscale)
+        || read_number(s, o, "mscale_all_dim", 0, 1e3, &r->mscale_all_dim))
+        return -1;
+    if (length != floor(length))
+        return refuse(s, "original_max_position_embeddings",
+                      json_get(&s->json, o,
+                               "original_max_position_embeddings"),
+                      "a whole number");
+    if (r->factor == 0 || length == 0)
+        return fail(s->err, "%s: %s: %s is missing", s->path, name,
+                    length == 0 ? "original_max_position_embeddings"
+                                : "factor");
+    r->original_max_position_embeddings = (size_t)length;
+    return 0;
+}
+
+static bool same_rope(const Config *a, const Config *b)
+{
+    const RopeScaling *x = &a->rope_scaling, *y = &b->rope_scaling;
+    return a->rope_theta == b->rope_theta && x->yarn == y->yarn
+           && x->factor == y->factor && x->beta_fast == y->beta_fast
+           && x->beta_slow == y->beta_slow && x->mscale == y->mscale
+           && x->mscale_all_dim == y->mscale_all_dim
+           && x->original_max_position_embeddings
+                  == y->original_max_position_embeddings;
+}
+
+/* Both spellings may stand side by side, then they must agree. */
+static int read_rope_keys(const Source *s, Config *c)
+{
+    const JsonNode *v4 = json_get(&s->json, s->root, "rope_scaling");
+    const JsonNode *v5 = json_get(&s->json, s->root, "rope_parameters");
+    if (read_number(s, s->root, "rope_theta", 1.001, 1e12, &c->rope_theta))
+        return -1;
+    if (!is_null(v4) && read_rope(s, "rope_scaling", v4, c))
+        return -1;
+    Config other = *c;
+    if (!is_null(v5) && read_rope(s, "rope_parameters", v5, c))
+        return -1;
+    if (!is_null(v4) && !is_null(v5) && !same_rope(c, &other))
+        return fail(s->err, "%s: rope_scaling and rope_parameters disagree",
+                    s->path);
+    return 0;
+}
+
+static int read_fp8(const Source *s, Config *c)
+{
+    static const char *const methods[] = {"fp8"}, *const fmts[] = {"e4m3"};
+    static const char *const scales[] = {"float", "ue8m0"};
+    const JsonNode *q = json_get(&s->json, s->root, "quantization_config");
+    const JsonNode *block;
+    int64_t size;
+    int choice = -1, fmt = 0, scale_fmt = 0;
+    if (is_null(q))
+        return 0;
+    if (read_choice(s, q, "quant_method", methods, 1, &choice)
+        || read_choice(s, q, "fmt", fmts, 1, &fmt)
+        || read_choice(s, q, "scale_fmt", scales, 2, &scale_fmt))
+        return -1;
+    block = json_get(&s->json, q, "weight_block_size");
+    if (choice < 0 || is_null(block))
+        return fail(s->err, "%s: quantization_config: %s is missing", s->path,
+                    choice < 0 ? "quant_method" : "weight_block_size");
+    const JsonNode *side = json_first(&s->json, block);
+    for (int i = 0; i < 2; i++) {
+        if (json_type(block) != JSON_ARRAY || block->size != 2
+            || !json_integer(&s->json, side, F8_BLOCK, F8_BLOCK, &size))
+            return refuse(s, "weight_block_size", block, "[128, 128]");
+        side = json_next(&s->json, block, side);
+    }
+    c->fp8 = true;
+    c->scale_fmt_ue8m0 = scale_fmt == 1;
+    return 0;
+}
+
+static int read_token_ids(const Source *s, Config *c)
+{
+    const JsonNode *bos = json_get(&s->json, s->root, "bos_token_id");
+    const JsonNode *eos = json_get(&s->json, s->root, "eos_token_id");
+    const JsonNode *id = eos;
+    int64_t high = (int64_t)c->vocab_size - 1;
+    bool list = !is_null(eos) && json_type(eos) == JSON_ARRAY;
+    if (!is_null(bos)
+        && !json_integer(&s->json, bos, 0, high, &c->bos_token_id))
+        return refuse(s, "bos_token_id", bos, "an id of the vocabulary");
+    if (is_null(eos))
+        return 0;
+    if (list)
+        id = json_first(&s->json, eos);
+    while (id && c->n_eos < MAX_EOS) {
+        if (!json_integer(&s->json, id, 0, high, &c->eos_token_id[c->n_eos]))
+            return refuse(s, "eos_token_id", id, "an id of the vocabulary");
+        c->n_eos++;
+        id = list ? json_next(&s->json, eos, id) : NULL;
+    }
+    return id ? refuse(s, "eos_token_id", eos, "at most 8 ids") : 0;
+}
+
+static int read_dtype(const Source *s, Config *c)
+{
+    static const char *const names[] = {"float32", "float16", "bfloat16",
+                                        "float8_e4m3fn"};
+    int type = (int)c->torch_dtype;
+    if (read_choice(s, s->root, "torch_dtype", names, 4, &type)
+        || read_choice(s, s->root, "dtype", names, 4, &type))
+        return -1;
+    c->torch_dtype = (DType)type;
+    return 0;
+}
+
+static int read_keys(const Source *s, Config *c)
+{
+    int method, scoring;
+    if (json_type(s->root) != JSON_OBJECT)
+        return fail(s->err, "%s: wanted an object, found %s", s->path,
+                    json_type_name(s->root));
+    if (read_model_type(s, c) || read_fixed(s))
+        return -1;
+    set_defaults(c);
+    method = (int)c->topk_method;
+    scoring = (int)c->scoring_func;
+    for (size_t i = 0; i < sizeof size_keys / sizeof *size_keys; i++)
+        if (read_size(s, &size_keys[i], c))
+            return -1;
+    if (read_choice(s, s->root, "topk_method", topk_methods, 3, &method)
+        || read_choice(s, s->root, "scoring_func", scoring_funcs, 2, &scoring)
+        || read_bool(s, "norm_topk_prob", &c->norm_topk_prob)
+        || read_bool(s, "tie_word_embeddings", &c->tie_word_embeddings)
+        || read_number(s, s->root, "routed_scaling_factor", 0, 1e6,
+                       &c->routed_scaling_factor)
+        || read_number(s, s->root, "rms_norm_eps", 0, 1, &c->rms_norm_eps)
+        || read_number(s, s->root, "initializer_range", 0, 1e3,
+                       &c->initializer_range)
+        || read_rope_keys(s, c) || read_fp8(s, c) || read_dtype(s, c)
+        || read_token_ids(s, c))
+        return -1;
+    c->topk_method = (TopkMethod)method;
+    c->scoring_func = (ScoringFunc)scoring;
+    return config_check(c, s->path, s->err);
+}
+
+static int check_experts(const Config *c, const char *where, Error *err)
+{
+    size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
+    size_t group = N / c->n_group;
+    bool grouped = c->topk_method != TOPK_GREEDY;
+    if (K < 1 || K > N)
+        return fail(err, "%s: num_experts_per_tok: wanted 1 to"
+                    " n_routed_experts (%zu), found %zu", where, N, K);
+    if (!grouped)
+        return 0;
+    if (N % c->n_group != 0)
+        return fail(err, "%s: n_routed_experts: wanted a multiple of n_group"
+                    " (%zu), found %zu", where, c->n_group, N);
+    if (c->topk_group > c->n_group)
+        return fail(err, "%s: topk_group: wanted at most n_group (%zu), found"
+                    " %zu", where, c->n_group, c->topk_group);
+    if (K > c->topk_group * group)
+        return fail(err, "%s: num_experts_per_tok: wanted at most the %zu"
+                    " experts of topk_group groups, found %zu", where,
+                    c->topk_group * group, K);
+    if (c->topk_method == TOPK_NOAUX_TC && group < 2)
+        return fail(err, "%s: n_group: wanted groups of 2 experts or more,"
+                    " found %zu groups of %zu", where, c->n_group, N);
+    return 0;
+}
+
+int config_check(const Config *c, const char *where, Error *err)
+{
+    if (c->qk_rope_head_dim % 2 != 0)
+        return fail(err, "%s: qk_rope_head_dim: wanted an even number, found"
+                    " %zu", where, c->qk_rope_head_dim);
+    for (size_t l = 0; l < c->num_hidden_layers; l++)
+        if (config_is_moe(c, l))
+            return check_experts(c, where, err);
+    return c->num_nextn_predict_layers && c->n_routed_experts
+               ? check_experts(c, where, err) : 0;
+}
+
+bool config_is_moe(const Config *c, size_t layer)
+{
+    if (!c->n_routed_experts)
+        return false;
+    return layer >= c->num_hidden_layers
+           || (layer >= c->first_k_dense_replace
+               && layer % c->moe_layer_freq == 0);
+}
+
+int config_reading(Config *c, const char *text, Error *err)
+{
+    static const struct {
+        const char *text;
+        size_t field;
+        bool value;
+    } readings[] = {
+        {"latent-eps=1e-6", AT(latent_eps_from_config), false},
+        {"latent-eps=rms_norm_eps", AT(latent_eps_from_config), true},
+        {"v2-norm-topk=divide", AT(v2_norm_scales), false},
+        {"v2-norm-topk=divide-and-scale", AT(v2_norm_scales), true},
+    };
+    for (size_t i = 0; i < sizeof readings / sizeof *readings; i++)
+        if (strcmp(text, readings[i].text) == 0) {
+            *(bool *)((char *)c + readings[i].field) = readings[i].value;
+            return 0;
+        }
+    return fail(err, "--reading: wanted latent-eps=1e-6|rms_norm_eps or"
+                " v2-norm-topk=divide|divide-and-scale, found %s", text);
+}
+
+int config_read(Config *c, const char *path, Error *err)
+{
+    Source s = {.err = err};
+    File file;
+    bool dir = path_is_dir(path);
+    char *inside = dir ? path_join(path, "config.json", err) : NULL;
+    int failed = -1;
+    if (dir && !inside)
+        return -1;
+    s.path = dir ? inside : path;
+    memset(c, 0, sizeof *c);
+    if (!file_open(&file, s.path, err)) {
+        if (!json_parse(&s.json, s.path, (const char *)file.data, file.size,
+                        err)) {
+            s.root = s.json.nodes;
+            failed = read_keys(&s, c);
+            json_free(&s.json);
+        }
+        file_close(&file);
+    }
+    free(inside);
+    return failed;
+}
+
+/* The shortest decimal that reads back as x. */
+static void add_number(Text *t, double x)
+{
+    char text[40];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        if (strtod(text, NULL) == x)
+            break;
+    }
+    text_printf(t, "%s", text);
+}
+
+static void add_member(Text *t, const char *key, double x)
+{
+    text_printf(t, "    \"%s\": ", key);
+    add_number(t, x);
+    text_printf(t, ",\n");
+}
+
+/* One object of RoPE settings; with theta it is transformers 5's. */
+static void add_rope(Text *t, const Config *c, bool v5)
+{
+    const RopeScaling *r = &c->rope_scaling;
+    const char *type = r->yarn ? "yarn" : "default";
+    text_printf(t, "  \"%s\": {\n", v5 ? "rope_parameters" : "rope_scaling");
+    if (r->yarn) {
+        add_member(t, "factor", r->factor);
+        add_member(t, "original_max_position_embeddings",
+                   (double)r->original_max_position_embeddings);
+        add_member(t, "beta_fast", r->beta_fast);
+        add_member(t, "beta_slow", r->beta_slow);
+        add_member(t, "mscale", r->mscale);
+        add_member(t, "mscale_all_dim", r->mscale_all_dim);
+    }
+    if (v5)
+        add_member(t, "rope_theta", c->rope_theta);
+    text_printf(t, "    \"%s\": \"%s\"\n  },\n", v5 ? "rope_type" : "type",
+                type);
+}
+
+static void add_sizes(Text *t, const Config *c)
+{
+    for (size_t i = 0; i < sizeof size_keys / sizeof *size_keys; i++) {
+        const SizeKey *k = &size_keys[i];
+        const size_t *value =
+            (const size_t *)(const void *)((const char *)c + k->offset);
+        if (*value == 0 && k->null == 0 && k->low > 0)
+            text_printf(t, "  \"%s\": null,\n", k->key);
+        else
+            text_printf(t, "  \"%s\": %zu,\n", k->key, *value);
+    }
+    text_printf(t, "  \"num_key_value_heads\": %zu,\n",
+                c->num_attention_heads);
+}
+
+static void add_token_ids(Text *t, const Config *c)
+{
+    if (c->bos_token_id >= 0)
+        text_printf(t, "  \"bos_token_id\": %" PRId64 ",\n",
+                    c->bos_token_id);
+    if (c->n_eos == 1)
+        text_printf(t, "  \"eos_token_id\": %" PRId64 ",\n",
+                    c->eos_token_id[0]);
+    else if (c->n_eos > 1) {
+        text_printf(t, "  \"eos_token_id\": [");
+        for (size_t i = 0; i < c->n_eos; i++)
+            text_printf(t, "%s%" PRId64, i ? ", " : "", c->eos_token_id[i]);
+        text_printf(t, "],\n");
+    }
+}
+
+static const char *const torch_names[] = {"float32", "float16", "bfloat16",
+                                          "bfloat16"};
+
+static void add_config(Text *t, const Config *c, DType dtype)
+{
+    bool v3 = c->model_type == DEEPSEEK_V3;
+    text_printf(t, "{\n  \"architectures\": [\"DeepseekV%dForCausalLM\"],\n"
+                "  \"model_type\": \"deepseek_v%d\",\n", v3 ? 3 : 2,
+                v3 ? 3 : 2);
+    add_sizes(t, c);
+    text_printf(t, "  \"topk_method\": \"%s\",\n  \"scoring_func\": \"%s\""
+                ",\n  \"norm_topk_prob\": %s,\n",
+                topk_methods[c->topk_method], scoring_funcs[c->scoring_func],
+                c->norm_topk_prob ? "true" : "false");
+    text_printf(t, "  \"routed_scaling_factor\": ");
+    add_number(t, c->routed_scaling_factor);
+    text_printf(t, ",\n  \"rms_norm_eps\": ");
+    add_number(t, c->rms_norm_eps);
+    text_printf(t, ",\n  \"initializer_range\": ");
+    add_number(t, c->initializer_range);
+    text_printf(t, ",\n  \"rope_theta\": ");
+    add_number(t, c->rope_theta);
+    text_printf(t, ",\n");
+    if (c->rope_scaling.yarn)
+        add_rope(t, c, false);
+    add_rope(t, c, true);
+    add_token_ids(t, c);
+    if (dtype == DT_F8_E4M3)
+        text_printf(t, "  \"quantization_config\": {\n"
+                    "    \"activation_scheme\": \"dynamic\",\n"
+                    "    \"fmt\": \"e4m3\",\n    \"quant_method\": \"fp8\""
+                    ",\n%s    \"weight_block_size\": [128, 128]\n  },\n",
+                    c->scale_fmt_ue8m0
+                        ? "    \"scale_fmt\": \"ue8m0\",\n" : "");
+    text_printf(t, "  \"hidden_act\": \"silu\",\n"
+                "  \"attention_bias\": false,\n"
+                "  \"attention_dropout\": 0.0,\n"
+                "  \"tie_word_embeddings\": %s,\n"
+                "  \"torch_dtype\": \"%s\",\n  \"dtype\": \"%s\"\n}\n",
+                c->tie_word_embeddings ? "true" : "false",
+                torch_names[dtype], torch_names[dtype]);
+}
+
+static int write_text(const char *path, bool force, Text *t, Error *err)
+{
+    int failed = t->failed ? fail(err, "%s: out of memory", path)
+                           : file_write(path, force, t->text, t->length, err);
+    text_free(t);
+    return failed;
+}
+
+int config_write(const Config *c, DType dtype, const char *path, bool force,
+                 Error *err)
+{
+    Text t = {0};
+    add_config(&t, c, dtype);
+    return write_text(path, force, &t, err);
+}
+
+/* The table of tensors. A row's shape is in dimensions of the config; `when`
+ * says which layers have it. */
+typedef enum {
+    ONE, VOCAB, HIDDEN, HIDDEN_2, Q_LORA, HEADS_QK, KV_A, KV_LORA, HEADS_KV,
+    HEADS_V, INTER, MOE_INTER, SHARED_INTER, EXPERTS
+} Dim;
+
+typedef enum {
+    ALWAYS, WITH_Q_LORA, WITHOUT_Q_LORA, DENSE, MOE, MOE_BIAS, EACH_EXPERT,
+    SHARED, MTP, UNTIED
+} When;
+
+typedef struct {
+    const char *name;
+    TensorKind kind;
+    Dim rows, cols;
+    When when;
+    size_t offset;      /* of the Matrix: in Model, LayerWeights, FfnWeights */
+} TensorRow;
+
+#define IN(field) offsetof(LayerWeights, field)
+#define OF(field) offsetof(Model, field)
+#define EX(field) offsetof(FfnWeights, field)
+
+static const TensorRow first_rows[] = {
+    {"model.embed_tokens.weight", TENSOR_EMBED, VOCAB, HIDDEN, ALWAYS,
+     OF(embed_tokens)},
+};
+
+static const TensorRow last_rows[] = {
+    {"model.norm.weight", TENSOR_NORM, ONE, HIDDEN, ALWAYS, OF(norm)},
+    {"lm_head.weight", TENSOR_HEAD, VOCAB, HIDDEN, UNTIED, OF(lm_head)},
+};
+
+static const TensorRow layer_rows[] = {
+    {"embed_tokens.weight", TENSOR_EMBED, VOCAB, HIDDEN, MTP,
+     IN(embed_tokens)},
+    {"enorm.weight", TENSOR_NORM, ONE, HIDDEN, MTP, IN(enorm)},
+    {"hnorm.weight", TENSOR_NORM, ONE, HIDDEN, MTP, IN(hnorm)},
+    {"eh_proj.weight", TENSOR_EH_PROJ, HIDDEN, HIDDEN_2, MTP, IN(eh_proj)},
+    {"input_layernorm.weight", TENSOR_NORM, ONE, HIDDEN, ALWAYS,
+     IN(input_layernorm)},
+    {"self_attn.q_proj.weight", TENSOR_LINEAR, HEADS_QK, HIDDEN,
+     WITHOUT_Q_LORA, IN(self_attn.q_proj)},
+    {"self_attn.q_a_proj.weight", TENSOR_LINEAR, Q_LORA, HIDDEN, WITH_Q_LORA,
+     IN(self_attn.q_a_proj)},
+    {"self_attn.q_a_layernorm.weight", TENSOR_NORM, ONE, Q_LORA, WITH_Q_LORA,
+     IN(self_attn.q_a_layernorm)},
+    {"self_attn.q_b_proj.weight", TENSOR_LINEAR, HEADS_QK, Q_LORA,
+     WITH_Q_LORA, IN(self_attn.q_b_proj)},
+    {"self_attn.kv_a_proj_with_mqa.weight", TENSOR_LINEAR, KV_A, HIDDEN,
+     ALWAYS, IN(self_attn.kv_a_proj_with_mqa)},
+    {"self_attn.kv_a_layernorm.weight", TENSOR_NORM, ONE, KV_LORA, ALWAYS,
+     IN(self_attn.kv_a_layernorm)},
+    {"self_attn.kv_b_proj.weight", TENSOR_LINEAR, HEADS_KV, KV_LORA, ALWAYS,
+     IN(self_attn.kv_b_proj)},
+    {"self_attn.o_proj.weight", TENSOR_LINEAR, HIDDEN, HEADS_V, ALWAYS,
+     IN(self_attn.o_proj)},
+    {"post_attention_layernorm.weight", TENSOR_NORM, ONE, HIDDEN, ALWAYS,
+     IN(post_attention_layernorm)},
+    {"mlp.gate_proj.weight", TENSOR_LINEAR, INTER, HIDDEN, DENSE,
+     IN(mlp.gate_proj)},
+    {"mlp.up_proj.weight", TENSOR_LINEAR, INTER, HIDDEN, DENSE,
+     IN(mlp.up_proj)},
+    {"mlp.down_proj.weight", TENSOR_LINEAR, HIDDEN, INTER, DENSE,
+     IN(mlp.down_proj)},
+    {"mlp.gate.weight", TENSOR_GATE, EXPERTS, HIDDEN, MOE, IN(moe.gate)},
+    {"mlp.gate.e_score_correction_bias", TENSOR_BIAS, ONE, EXPERTS, MOE_BIAS,
+     IN(moe.e_score_correction_bias)},
+    {"gate_proj.weight", TENSOR_LINEAR, MOE_INTER, HIDDEN, EACH_EXPERT,
+     EX(gate_proj)},
+    {"up_proj.weight", TENSOR_LINEAR, MOE_INTER, HIDDEN, EACH_EXPERT,
+     EX(up_proj)},
+    {"down_proj.weight", TENSOR_LINEAR, HIDDEN, MOE_INTER, EACH_EXPERT,
+     EX(down_proj)},
+    {"mlp.shared_experts.gate_proj.weight", TENSOR_LINEAR, SHARED_INTER,
+     HIDDEN, SHARED, IN(moe.shared_experts.gate_proj)},
+    {"mlp.shared_experts.up_proj.weight", TENSOR_LINEAR, SHARED_INTER, HIDDEN,
+     SHARED, IN(moe.shared_experts.up_proj)},
+    {"mlp.shared_experts.down_proj.weight", TENSOR_LINEAR, HIDDEN,
+     SHARED_INTER, SHARED, IN(moe.shared_experts.down_proj)},
+    {"shared_head.norm.weight", TENSOR_NORM, ONE, HIDDEN, MTP,
+     IN(shared_head_norm)},
+    {"shared_head.head.weight", TENSOR_HEAD, VOCAB, HIDDEN, MTP,
+     IN(shared_head_head)},
+};
+
+enum {
+    FIRST_ROWS = sizeof first_rows / sizeof *first_rows,
+    LAST_ROWS = sizeof last_rows / sizeof *last_rows,
+    LAYER_ROWS = sizeof layer_rows / sizeof *layer_rows
+};
+
+static size_t dim(const Config *c, Dim d)
+{
+    size_t n_h = c->num_attention_heads;
+    switch (d) {
+    case ONE: return 1;
+    case VOCAB: return c->vocab_size;
+    case HIDDEN: return c->hidden_size;
+    case HIDDEN_2: return 2 * c->hidden_size;
+    case Q_LORA: return c->q_lora_rank;
+    case HEADS_QK: return n_h * (c->qk_nope_head_dim + c->qk_rope_head_dim);
+    case KV_A: return c->kv_lora_rank + c->qk_rope_head_dim;
+    case KV_LORA: return c->kv_lora_rank;
+    case HEADS_KV: return n_h * (c->qk_nope_head_dim + c->v_head_dim);
+    case HEADS_V: return n_h * c->v_head_dim;
+    case INTER: return c->intermediate_size;
+    case MOE_INTER: return c->moe_intermediate_size;
+    case SHARED_INTER: return c->n_shared_experts * c->moe_intermediate_size;
+    case EXPERTS: return c->n_routed_experts;
+    }
+    return 0;
+}
+
+static bool row_is_in(const Config *c, When when, size_t layer)
+{
+    bool moe = config_is_moe(c, layer);
+    switch (when) {
+    case ALWAYS: return true;
+    case WITH_Q_LORA: return c->q_lora_rank > 0;
+    case WITHOUT_Q_LORA: return c->q_lora_rank == 0;
+    case DENSE: return !moe;
+    case MOE: case EACH_EXPERT: return moe;
+    case MOE_BIAS: return moe && c->topk_method == TOPK_NOAUX_TC;
+    case SHARED: return moe && c->n_shared_experts > 0;
+    case MTP: return layer >= c->num_hidden_layers;
+    case UNTIED: return !c->tie_word_embeddings;
+    }
+    return false;
+}
+
+/* walk->section: 0 the embedding, 1 … L the layers, L+1 the final norm and
+ * the head, then the MTP layers. */
+TensorWalk tensor_walk(const Config *c, Model *model)
+{
+    return (TensorWalk){.config = c, .model = model};
+}
+
+static const TensorRow *section_rows(const Config *c, size_t section,
+                                     size_t *n)
+{
+    size_t L = c->num_hidden_layers;
+    *n = section == 0 ? FIRST_ROWS : section == L + 1 ? LAST_ROWS
+         : section <= L + 1 + c->num_nextn_predict_layers ? LAYER_ROWS : 0;
+    return section == 0 ? first_rows : section == L + 1 ? last_rows
+                                                        : layer_rows;
+}
+
+static Matrix *slot_of(const TensorWalk *w, const TensorRow *row,
+                       size_t layer)
+{
+    char *base = (char *)w->model;
+    if (!base)
+        return NULL;
+    if (layer != SIZE_MAX)
+        base = (char *)&w->model->layers[layer];
+    if (row->when == EACH_EXPERT)
+        base = (char *)&w->model->layers[layer].moe.experts[w->expert];
+    return (Matrix *)(void *)(base + row->offset);
+}
+
+static void describe(TensorInfo *info, const TensorWalk *w,
+                     const TensorRow *row, size_t layer)
+{
+    const Config *c = w->config;
+    *info = (TensorInfo){.kind = row->kind, .layer = layer,
+                         .rows = dim(c, row->rows), .cols = dim(c, row->cols),
+                         .rank = row->rows == ONE ? 1 : 2,
+                         .routed = row->when == EACH_EXPERT,
+                         .shared = row->when == SHARED,
+                         .slot = slot_of(w, row, layer)};
+    info->mtp = layer != SIZE_MAX && layer >= c->num_hidden_layers;
+    if (layer == SIZE_MAX)
+        snprintf(info->name, sizeof info->name, "%s", row->name);
+    else if (info->routed)
+        snprintf(info->name, sizeof info->name,
+                 "model.layers.%zu.mlp.experts.%zu.%s", layer, w->expert,
+                 row->name);
+    else
+        snprintf(info->name, sizeof info->name, "model.layers.%zu.%s", layer,
+                 row->name);
+}
+
+/* The three rows of an expert repeat for every expert. */
+static void step(TensorWalk *w, const TensorRow *row)
+{
+    bool last = row->when == EACH_EXPERT && row[1].when != EACH_EXPERT;
+    w->row++;
+    if (!last)
+        return;
+    w->expert++;
+    if (w->expert < w->config->n_routed_experts)
+        w->row -= 3;
+    else
+        w->expert = 0;
+}
+
+bool tensor_next(TensorWalk *w, TensorInfo *info)
+{
+    const Config *c = w->config;
+    for (;;) {
+        size_t n, L = c->num_hidden_layers;
+        const TensorRow *rows = section_rows(c, w->section, &n);
+        size_t layer = w->section == 0 || w->section == L + 1 ? SIZE_MAX
+                       : w->section <= L ? w->section - 1 : w->section - 2;
+        if (!n)
+            return false;
+        while (w->row < n) {
+            const TensorRow *row = &rows[w->row];
+            bool in = row_is_in(c, row->when, layer);
+            if (!in) {
+                w->row++;
+                continue;
+            }
+            describe(info, w, row, layer);
+            step(w, row);
+            return true;
+        }
+        w->section++;
+        w->row = 0;
+    }
+}
+
+/* V3 §3.3.1: what stays out of FP8 is the embedding, the head, the gate, the
+ * norms; eh_proj too in the released files. */
+DType tensor_dtype(const TensorInfo *info, DType checkpoint)
+{
+    if (info->kind == TENSOR_BIAS)
+        return DT_F32;
+    if (checkpoint == DT_F8_E4M3 && info->kind != TENSOR_LINEAR)
+        return DT_BF16;
+    return checkpoint;
+}
+
+static size_t blocks(size_t n)
+{
+    return (n + F8_BLOCK - 1) / F8_BLOCK;
+}
+
+/* What a model_open carries. */
+typedef struct {
+    Model *model;
+    bool *used;          /* (n_tensors) bound to a row of the table */
+    Error *err;
+} Binding;
+
+static int wrong(const Binding *b, const StTensor *t, const char *wanted,
+                 const char *found)
+{
+    return fail(b->err, "%s: %s: wanted %s, found %s",
+                b->model->files.paths[t->file], t->name, wanted, found);
+}
+
+/* A shape of one or two sides against the file's. */
+static int check_shape(const Binding *b, const StTensor *t, int rank,
+                       size_t rows, size_t cols)
+{
+    char wanted[64], found[200] = "shape [";
+    if (t->rank == rank && t->shape[rank - 1] == cols
+        && (rank == 1 || t->shape[0] == rows))
+        return 0;
+    if (rank == 1)
+        snprintf(wanted, sizeof wanted, "shape [%zu]", cols);
+    else
+        snprintf(wanted, sizeof wanted, "shape [%zu, %zu]", rows, cols);
+    for (int i = 0; i < t->rank; i++) {
+        size_t at = strlen(found);
+        snprintf(found + at, sizeof found - at, "%s%zu", i ? ", " : "",
+                 t->shape[i]);
+    }
+    snprintf(found + strlen(found), sizeof found - strlen(found), "]");
+    return wrong(b, t, wanted, found);
+}
+
+static int bind_scale(const Binding *b, const TensorInfo *info)
+{
+    const Safetensors *files = &b->model->files;
+    char name[160];
+    snprintf(name, sizeof name, "%s_scale_inv", info->name);
+    const StTensor *t = st_find(files, name);
+    if (!t)
+        return fail(b->err, "%s: %s is missing, which the FP8 tensor needs",
+                    files->paths[0], name);
+    b->used[t - files->tensors] = true;
+    if (t->dtype != DT_F32)
+        return wrong(b, t, "dtype F32", dtype_name(t->dtype));
+    if (check_shape(b, t, 2, blocks(info->rows), blocks(info->cols)))
+        return -1;
+    info->slot->scale = device_weight(t->data, t->bytes, b->err);
+    if (!info->slot->scale)
+        return -1;
+    return fp8_check_scales(t->data, t->shape[0], t->shape[1], name,
+                            files->paths[t->file], b->err);
+}
+
+static int bind_tensor(const Binding *b, const TensorInfo *info,
+                       const StTensor *t)
+{
+    bool linear = info->kind == TENSOR_LINEAR;
+    bool f8 = t->dtype == DT_F8_E4M3;
+    b->used[t - b->model->files.tensors] = true;
+    if (t->dtype > DT_F8_E4M3 || (f8 && !linear))
+        return wrong(b, t, linear ? "dtype F32, F16, BF16 or F8_E4M3"
+                                  : "dtype F32, F16 or BF16",
+                     dtype_name(t->dtype));
+    if (check_shape(b, t, info->rank, info->rows, info->cols))
+        return -1;
+    *info->slot = (Matrix){.dtype = t->dtype, .rows = info->rows,
+                           .cols = info->cols, .stride = info->cols};
+    info->slot->data = device_weight(t->data, t->bytes, b->err);
+    if (!info->slot->data)
+        return -1;
+    return f8 ? bind_scale(b, info) : 0;
+}
+
+/* True where the files hold any tensor of the layer. */
+static bool layer_present(const Model *m, size_t layer)
+{
+    char prefix[40];
+    snprintf(prefix, sizeof prefix, "model.layers.%zu.", layer);
+    for (size_t i = 0; i < m->files.n_tensors; i++)
+        if (strncmp(m->files.tensors[i].name, prefix, strlen(prefix)) == 0)
+            return true;
+    return false;
+}
+
+/* Announced MTP layers may be absent (transformers drops them), whole; in one
+ * that is there, the copies of the embedding and of the head may be. */
+static bool may_be_absent(const Model *m, const TensorInfo *info)
+{
+    if (!info->mtp)
+        return false;
+    return info->layer >= m->config.num_hidden_layers + m->n_mtp
+           || info->kind == TENSOR_EMBED || info->kind == TENSOR_HEAD;
+}
+
+static int bind_all(const Binding *b)
+{
+    Model *m = b->model;
+    size_t L = m->config.num_hidden_layers;
+    TensorWalk walk = tensor_walk(&m->config, m);
+    TensorInfo info;
+    while (m->n_mtp < m->config.num_nextn_predict_layers
+           && layer_present(m, L + m->n_mtp))
+        m->n_mtp++;
+    while (tensor_next(&walk, &info)) {
+        const StTensor *t = st_find(&m->files, info.name);
+        if (t ? bind_tensor(b, &info, t) : !may_be_absent(m, &info))
+            return t ? -1 : fail(b->err, "%s: %s is missing",
+                                 m->files.paths[0], info.name);
+    }
+    if (m->config.tie_word_embeddings)
+        m->lm_head = m->embed_tokens;
+    return 0;
+}
+
+/* A tensor of the main layers that the table does not have would change the
+ * result in the model it was made for: a bias, a scale, an expert too many. */
+static int check_unused(const Binding *b)
+{
+    const Model *m = b->model;
+    for (size_t i = 0; i < m->files.n_tensors; i++) {
+        const StTensor *t = &m->files.tensors[i];
+        const char *prefix = "model.layers.";
+        size_t n = strlen(prefix);
+        if (b->used[i] || strncmp(t->name, prefix, n) != 0
+            || strtoul(t->name + n, NULL, 10) >= m->config.num_hidden_layers
+            || strstr(t->name, "rotary_emb.inv_freq"))
+            continue;
+        return fail(b->err, "%s: %s: no tensor that this config has",
+                    m->files.paths[t->file], t->name);
+    }
+    return 0;
+}
+
+static int allocate_layers(Model *m, Error *err)
+{
+    const Config *c = &m->config;
+    size_t n = c->num_hidden_layers + c->num_nextn_predict_layers, moe = 0;
+    for (size_t l = 0; l < n; l++)
+        moe += config_is_moe(c, l);
+    m->layers = allocate(n, sizeof *m->layers, "layers", err);
+    m->experts = allocate(moe * c->n_routed_experts, sizeof *m->experts,
+                          "experts", err);
+    if (!m->layers || !m->experts)
+        return -1;
+    moe = 0;
+    for (size_t l = 0; l < n; l++) {
+        m->layers[l].is_moe = config_is_moe(c, l);
+        if (m->layers[l].is_moe)
+            m->layers[l].moe.experts = m->experts
+                                       + moe++ * c->n_routed_experts;
+    }
+    return 0;
+}
+
+int model_open(Model *m, const char *dir, Error *err)
+{
+    Binding b = {m, NULL, err};
+    int failed = -1;
+    memset(m, 0, sizeof *m);
+    if (config_read(&m->config, dir, err))
+        return -1;
+    if (st_open(&m->files, dir, err)) {
+        memset(&m->files, 0, sizeof m->files);
+        return -1;
+    }
+    b.used = allocate(m->files.n_tensors, sizeof *b.used, "tensors", err);
+    if (b.used && !allocate_layers(m, err) && !bind_all(&b)
+        && !check_unused(&b))
+        failed = 0;
+    free(b.used);
+    if (failed)
+        model_close(m);
+    return failed;
+}
+
+void model_close(Model *m)
+{
+    free(m->layers);
+    free(m->experts);
+    st_close(&m->files);
+    memset(m, 0, sizeof *m);
+}
+
+static int find_in_tensor(const TensorInfo *info, Error *err)
+{
+    const Matrix *w = info->slot;
+    float *row = allocate(w->cols, sizeof *row, "a row", err);
+    int failed = row ? 0 : -1;
+    for (size_t r = 0; r < w->rows && !failed; r++) {
+        matrix_row(row, w, r);
+        for (size_t k = 0; k < w->cols && !failed; k++)
+            if (!isfinite(row[k]))
+                failed = fail(err, "%s: element (%zu, %zu) is %g, wanted a"
+                              " finite number", info->name, r, k,
+                              (double)row[k]);
+    }
+    free(row);
+    return failed;
+}
+
+int model_find_not_finite(const Model *m, Error *err)
+{
+    Model copy = *m;
+    TensorWalk walk = tensor_walk(&copy.config, &copy);
+    TensorInfo info;
+    while (tensor_next(&walk, &info)) {
+        if (!info.slot->data)
+            continue;
+        if (info.slot->dtype == DT_F8_E4M3
+            && fp8_check(info.slot, info.name, err))
+            return -1;
+        if (find_in_tensor(&info, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* What model_init writes: each tensor of the walk, an FP8 weight followed by
+ * its scales, which stay here until their turn. */
+typedef struct {
+    const Config *config;
+    TensorInfo *infos;   /* (n): of the tensor, or of the weight of a scale */
+    StSpec *specs;       /* (n) */
+    char (*names)[160];  /* (n) */
+    size_t n;
+    DType dtype;
+    uint64_t seed;
+    float std;
+    float *values;       /* F8_BLOCK rows of the widest tensor */
+    void *coded;         /* the same, converted */
+    float *scales;       /* of the weight just written */
+    double done, total;  /* elements */
+    Progress progress;
+} Draft;
+
+static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
+                       bool scale_of)
+{
+    StSpec *s = &d->specs[d->n];
+    size_t rows = scale_of ? blocks(info->rows) : info->rows;
+    size_t cols = scale_of ? blocks(info->cols) : info->cols;
+    snprintf(d->names[d->n], sizeof *d->names, "%s%s", info->name,
+             scale_of ? "_scale_inv" : "");
+    *s = (StSpec){d->names[d->n], dtype, info->rank, {rows, cols}};
+    if (info->rank == 1)
+        s->shape[0] = cols;
+    d->infos[d->n++] = *info;
+}
+
+/* Two passes: the first counts, the second fills the specs. */
+static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
+{
+    TensorWalk walk = tensor_walk(d->config, NULL);
+    TensorInfo info;
+    while (tensor_next(&walk, &info)) {
+        DType dtype = tensor_dtype(&info, d->dtype);
+        size_t grid = blocks(info.rows) * blocks(info.cols);
+        bool f8 = dtype == DT_F8_E4M3;
+        *n += f8 ? 2 : 1;
+        *widest = info.cols > *widest ? info.cols : *widest;
+        *scales = f8 && grid > *scales ? grid : *scales;
+        if (!d->specs)
+            continue;
+        d->total += (double)info.rows * (double)info.cols;
+        draft_spec(d, &info, dtype, false);
+        if (f8)
+            draft_spec(d, &info, DT_F32, true);
+    }
+}
+
+static int draft_open(Draft *d, Error *err)
+{
+    size_t n = 0, widest = 0, scales = 0, again = 0;
+    draft_walk(d, &n, &widest, &scales);
+    d->infos = allocate(n, sizeof *d->infos, "tensors", err);
+    d->names = allocate(n, sizeof *d->names, "tensors", err);
+    d->values = allocate(widest, F8_BLOCK * sizeof *d->values, "a block",
+                         err);
+    d->coded = allocate(widest, F8_BLOCK * sizeof(float), "a block", err);
+    d->scales = allocate(scales, sizeof *d->scales, "scales", err);
+    d->specs = allocate(n, sizeof *d->specs, "tensors", err);
+    if (!d->infos || !d->names || !d->values || !d->coded || !d->scales
+        || !d->specs)
+        return -1;
+    draft_walk(d, &again, &widest, &scales);
+    return 0;
+}
+
+static void draft_close(Draft *d)
+{
+    free(d->infos);
+    free(d->names);
+    free(d->values);
+    free(d->coded);
+    free(d->scales);
+    free(d->specs);
+}
+
+/* A stream of its own for each tensor, from its name (FNV-1a). The copies in
+ * an MTP layer get the stream of what they copy. */
+static Random stream_of(const TensorInfo *info, uint64_t seed)
+{
+    const char *name = info->name;
+    uint64_t hash = 14695981039346656037u;
+    if (info->mtp && info->kind == TENSOR_EMBED)
+        name = first_rows[0].name;
+    if (info->mtp && info->kind == TENSOR_HEAD)
+        name = last_rows[1].name;
+    for (; *name; name++)
+        hash = (hash ^ (unsigned char)*name) * 1099511628211u;
+    return random_seeded(hash ^ seed);
+}
+
+static void draw(const Draft *d, const TensorInfo *info, Random *r, size_t n)
+{
+    if (info->kind == TENSOR_BIAS)
+        memset(d->values, 0, n * sizeof *d->values);
+    else if (info->kind == TENSOR_NORM)
+        for (size_t i = 0; i < n; i++)
+            d->values[i] = 1;
+    else
+        random_normal(r, d->values, n, d->std);
+}
+
+/* n values, `rows` whole rows, in the dtype of the file. */
+static const void *encode(const Draft *d, DType dtype, size_t row,
+                          size_t rows, size_t cols)
+{
+    uint16_t *half = d->coded;
+    if (dtype == DT_F32)
+        return d->values;
+    if (dtype == DT_F8_E4M3)
+        fp8_quantize_rows(d->coded, d->scales + row / F8_BLOCK * blocks(cols),
+                          d->values, rows, cols, d->config->scale_fmt_ue8m0);
+    else
+        for (size_t i = 0; i < rows * cols; i++)
+            half[i] = dtype == DT_F16 ? f16_from_f32(d->values[i])
+                                      : bf16_from_f32(d->values[i]);
+    return d->coded;
+}
+
+static int draft_fill(void *context, size_t i, StSink *sink, Error *err)
+{
+    Draft *d = context;
+    const TensorInfo *info = &d->infos[i];
+    const StSpec *spec = &d->specs[i];
+    Random random = stream_of(info, d->seed);
+    if (i > 0 && strcmp(info->name, d->infos[i - 1].name) == 0)
+        return st_put(sink, d->scales, spec->shape[0] * spec->shape[1], err);
+    for (size_t r = 0; r < info->rows; r += F8_BLOCK) {
+        size_t rows = info->rows - r < F8_BLOCK ? info->rows - r : F8_BLOCK;
+        size_t n = rows * info->cols;
+        draw(d, info, &random, n);
+        if (st_put(sink, encode(d, spec->dtype, r, rows, info->cols), n, err))
+            return -1;
+        d->done += (double)n;
+        progress_show(&d->progress, d->done, d->total);
+    }
+    return 0;
+}
+
+static int write_weights(const Config *c, const char *path, bool force,
+                         DType dtype, uint64_t seed, double std, Error *err)
+{
+    static const char *const metadata[] = {"format", "pt", NULL};
+    Draft d = {.config = c, .dtype = dtype, .seed = seed,
+               .std = (float)std};
+    int failed = draft_open(&d, err);
+    if (!failed) {
+        progress_begin(&d.progress, "writing weights");
+        failed = st_write(path, force, d.specs, d.n, metadata, draft_fill, &d,
+                          err);
+        progress_end(&d.progress);
+    }
+    draft_close(&d);
+    return failed;
+}
+
+static int write_generation_config(const Config *c, const char *path,
+                                   bool force, Error *err)
+{
+    Text t = {0};
+    text_printf(&t, "{\n");
+    add_token_ids(&t, c);
+    text_printf(&t, "  \"do_sample\": false\n}\n");
+    return write_text(path, force, &t, err);
+}
+
+/* Copies a file that lies beside the config, if it does. */
+static int copy_beside(const char *config_path, const char *name,
+                       const char *to, bool force, Error *err)
+{
+    const char *slash = strrchr(config_path, '/');
+    size_t n = slash ? (size_t)(slash - config_path) + 1 : 0;
+    char *from = allocate(n + strlen(name) + 1, 1, "a path", err);
+    File file;
+    int failed;
+    if (!from)
+        return -1;
+    memcpy(from, config_path, n);
+    strcpy(from + n, name);
+    failed = path_exists(from) ? file_open(&file, from, err) : 1;
+    free(from);
+    if (failed)
+        return failed < 0 ? -1 : 0;
+    failed = file_write(to, force, file.data, file.size, err);
+    file_close(&file);
+    return failed;
+}
+
+int model_init(const Config *c, const char *config_path, const char *dir,
+               bool force, DType dtype, uint64_t seed, double std, Error *err)
+{
+    static const char *const names[] = {
+        "model.safetensors", "config.json", "generation_config.json",
+        "tokenizer.json", "tokenizer_config.json"};
+    enum { N = sizeof names / sizeof *names };
+    char *paths[N] = {0};
+    int failed = 0;
+    for (int i = 0; i < N && !failed; i++) {
+        paths[i] = path_join(dir, names[i], err);
+        failed = paths[i] ? 0 : -1;
+        if (!failed && !force && path_exists(paths[i]))
+            failed = fail(err, "%s exists; --force overwrites it", paths[i]);
+    }
+    if (!failed && !make_dir(dir, err)) {
+        failed = write_weights(c, paths[0], force, dtype, seed, std, err)
+                 || config_write(c, dtype, paths[1], force, err)
+                 || write_generation_config(c, paths[2], force, err)
+                 || copy_beside(config_path, names[3], paths[3], force, err)
+                 || copy_beside(config_path, names[4], paths[4], force, err);
+        if (failed)
+            remove(dir);    /* goes only if it is empty */
+    } else
+        failed = -1;
+    for (int i = 0; i < N; i++)
+        free(paths[i]);
+    return failed ? -1 : 0;
+}
