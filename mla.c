@@ -32,9 +32,11 @@ static float latent_eps(const Config *c)
     return c->latent_eps_from_config ? (float)c->rms_norm_eps : 1e-6f;
 }
 
-/* c_Q = W_DQ h, normalised                                 V2 (37), V3 (6)
- * [q_C; q_R] = [W_UQ; W_QR] c_Q, by head      V2 (38), (39), V3 (7), (8)
- * Without query compression q = W_Q h (V2-Lite).  a->q (T, n_h, d_h+d_r) */
+/* c_Q = W_DQ h, normalised                           V2 (12), (37); V3 (6)
+ * q_C = W_UQ c_Q by head                              V2 (13), (38); V3 (7)
+ * with W_QR c_Q, before its RoPE, behind each head's q_C.
+ * Without compression (V2-Lite) q = W_Q h             V2 (1), (4)
+ * a->q (T, n_h, d_h+d_r) */
 static void project_query(const float *h, const MlaWeights *w,
                           const Config *c, size_t T, MlaActs *a)
 {
@@ -51,8 +53,8 @@ static void project_query(const float *h, const MlaWeights *w,
     matmul(a->q, width, a->c_q, d_q, T, &w->q_b_proj);
 }
 
-/* c_KV = W_DKV h, normalised                               V2 (41), V3 (1)
- * k_R = RoPE(W_KR h)                                       V2 (43), V3 (3)
+/* c_KV = W_DKV h, normalised                         V2 (9), (41); V3 (1)
+ * k_R = RoPE(W_KR h)                                  V2 (15), (43); V3 (3)
  * row (T, d_c+d_r): the new rows of the cache. */
 static void project_latent(float *row, const float *h, const MlaWeights *w,
                            const Config *c, size_t T, const float *cos,
@@ -67,7 +69,7 @@ static void project_latent(float *row, const float *h, const MlaWeights *w,
 }
 
 /* q_R = RoPE(W_QR c_Q) of every head, behind the first `content` numbers of
- * each query.                                              V2 (39), V3 (8) */
+ * each query                                          V2 (14), (39); V3 (8) */
 static void turn_queries(const Config *c, size_t T, size_t content,
                          const float *cos, const float *sin, MlaActs *a)
 {
@@ -113,7 +115,7 @@ static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
     }
 }
 
-/* u = W_O [o_1; …; o_n_h]                                 V2 (47), V3 (11) */
+/* u = W_O [o_1; …; o_n_h]                       V2 (8), (19), (47); V3 (11) */
 static void project_output(float *u, const MlaWeights *w, const Config *c,
                            size_t T, const MlaActs *a)
 {
@@ -137,7 +139,7 @@ static Matrix w_uv(const MlaWeights *w, const Config *c, size_t i)
 
 /* q_C·(W_UK c) = (W_UKᵀ q_C)·c: the query moves into the latent space, and
  * query and cache row are dotted whole.
- * query_i = [W_UKᵀ q_C; q_R]  (T, n_h, d_c+d_r)            V2 (40), V3 (9) */
+ * query_i = [W_UKᵀ q_C; q_R], (T, n_h, d_c+d_r)       V2 (16), (40); V3 (9) */
 static void absorb_query(const MlaWeights *w, const Config *c, size_t T,
                          MlaActs *a)
 {
@@ -153,7 +155,8 @@ static void absorb_query(const MlaWeights *w, const Config *c, size_t T,
 }
 
 /* One block of nb tokens from token t0 on, over the cache:
- * p = softmax(query·[c_kv; k_R] scale), z = Σ p c_kv      V2 (46), V3 (10) */
+ * p = softmax(query·[c_kv; k_R] scale), z = Σ p c_kv
+ *                                                     V2 (18), (46); V3 (10) */
 static void attend_latent(const Config *c, size_t t0, size_t nb, size_t pos,
                           float scaling, const float *cache, MlaActs *a)
 {
@@ -184,7 +187,8 @@ void mla_absorbed(float *u, const float *h, const MlaWeights *w,
         size_t nb = T - t < a->block ? T - t : a->block;
         attend_latent(c, t, nb, pos + t, softmax_scale, cache, a);
     }
-    /* o_i = W_UV z_i: what v_C = W_UV c would have summed to    V2 (45) */
+    /* o_i = W_UV z_i, the same sum as of v_C = W_UV c
+     *                                             V2 (11), (45); V3 (5) */
     for (size_t i = 0; i < n_h; i++) {
         Matrix uv = w_uv(w, c, i);
         matmul(a->o + i * d_v, n_h * d_v, a->z + i * d_c, n_h * d_c, T, &uv);
@@ -192,9 +196,12 @@ void mla_absorbed(float *u, const float *h, const MlaWeights *w,
     project_output(u, w, c, T, a);
 }
 
-/* [k_C; v_C] = [W_UK; W_UV] c_KV of S positions, by head
- *                                   V2 (42), (45), V3 (2), (5)
- * k_i = [k_C; k_R]                  V2 (44), V3 (4) */
+/* From here on MLA is the multi-head attention of V2 (1)-(8), its keys and
+ * values being projected from c_KV and not from h, V2 (2), (3):
+ * k_C = W_UK c_KV by head                             V2 (10), (42); V3 (2)
+ * v_C = W_UV c_KV by head                             V2 (11), (45); V3 (5)
+ * k_i = [k_C; k_R]                                    V2 (17), (44); V3 (4)
+ * for S positions; a head's slice of them is k_i, v_i  V2 (5), (6) */
 static void expand_keys_values(const MlaWeights *w, const Config *c, size_t S,
                                const float *cache, MlaActs *a)
 {
@@ -210,7 +217,7 @@ static void expand_keys_values(const MlaWeights *w, const Config *c, size_t S,
         }
 }
 
-/* q_i = [q_C; q_R]                                         V2 (40), V3 (9) */
+/* q_i = [q_C; q_R]                                    V2 (16), (40); V3 (9) */
 static void join_query(const Config *c, size_t T, const float *cos,
                        const float *sin, MlaActs *a)
 {
@@ -221,7 +228,7 @@ static void join_query(const Config *c, size_t T, const float *cos,
 }
 
 /* One block of nb tokens, head by head:
- * o_i = Σ_j softmax_j(q_i·k_j scale) v_j                  V2 (46), V3 (10) */
+ * o_i = Σ_j softmax_j(q_i·k_j scale) v_j          V2 (7), (18), (46); V3 (10) */
 static void attend_heads(const Config *c, size_t t0, size_t nb, size_t pos,
                          float scaling, MlaActs *a)
 {

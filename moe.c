@@ -34,7 +34,7 @@ void ffn_forward(float *y, const float *x, const FfnWeights *w, size_t T,
     matmul(y, d, a->h, inter, T, &w->down_proj);
 }
 
-/* s = Softmax_i(u·e_i)  V2 (22),  s = Sigmoid(u·e_i)  V3 (15) */
+/* s = Softmax_i(u·e_i), V2 (22); s = Sigmoid(u·e_i), V3 (15) */
 static void affinity(const Config *c, size_t T, MoeActs *a)
 {
     size_t N = c->n_routed_experts;
@@ -207,7 +207,7 @@ static void combine(const Config *c, size_t T, MoeActs *a)
     }
 }
 
-/* y = Σ g_i FFN_i(x) + FFN_shared(x)                       V2 (20), V3 (12) */
+/* y = Σ g_i FFN_i(x) + FFN_shared(x)                     V2 (20); V3 (12) */
 void moe_forward(float *y, const float *x, const MoeWeights *w,
                  const Config *c, size_t T, MoeActs *a)
 {
