@@ -70,7 +70,8 @@ void progress_begin(Progress *p, const char *what)
 
 static bool is_due(const Progress *p, double now)
 {
-    return now - p->start >= 1 && (!p->visible || now - p->shown >= 0.1);
+    return p->what && now - p->start >= 1
+           && (!p->visible || now - p->shown >= 0.1);
 }
 
 void progress_show(Progress *p, double done, double total)

@@ -11,7 +11,7 @@ size_t os_peak_memory(void);  /* bytes, the greatest resident size so far */
 bool os_is_terminal(FILE *stream);
 
 /* One line on a terminal that overwrites itself: "what 37 %". Silent in the
- * first second and on anything that is no terminal. */
+ * first second, on anything that is no terminal, and if `what` is NULL. */
 typedef struct {
     const char *what;
     double start, shown; /* seconds; shown: of the last update */
