@@ -610,6 +610,8 @@ int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
     int failed = p ? check_input(s, ids, n, err) : -1;
     Progress progress;
     *nats = 0;
+    if (!failed && !s->options.all_logits)
+        failed = fail(err, "session: wanted one with all_logits");
     progress_begin(&progress, what);
     for (size_t i = 0; i < n && !failed; i += chunk) {
         size_t T = n - i < chunk ? n - i : chunk;

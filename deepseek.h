@@ -260,7 +260,7 @@ typedef struct {
     float *topk_weights;  /* (T, K)       g_i, in the order of topk_ids */
     int32_t *first;       /* (N+1)        rows of expert e: first[e] … */
     int32_t *token;       /* (T K)        the token of each row      */
-    int32_t *slot;        /* (T, K)       a token's rows, expert ids ascending */
+    int32_t *slot;        /* (T, K)       a token's rows, by ascending expert */
     int32_t *filled;      /* (T)          how many slot has so far   */
     float *row_weight;    /* (T K)        its g_i                    */
     float *x;             /* (T K, d)     tokens gathered by expert  */
@@ -345,7 +345,7 @@ size_t session_bytes(const Config *c, const SessionOptions *o);
 /* Runs n ids after those in the cache, in chunks; logits of the last (or of
  * all rows of the last chunk) are in host_logits. Refuses ids outside the
  * vocabulary and a context that would overflow. what: for the progress line
- * on a terminal, or NULL. */
+ * on a terminal, or NULL for none. */
 int session_forward(Session *s, const int32_t *ids, size_t n,
                     const char *what, Error *err);
 /* Forgets all but the first `pos` tokens. */
@@ -372,7 +372,8 @@ int generate(Session *s, const int32_t *prompt, size_t n,
              const GenerateOptions *o, GenerateSink *sink, void *context,
              GenerateStats *stats, Error *err);
 
-/* -ln p of each id given those before it, summed: nats over n-1 ids. */
+/* -ln p of each id given those before it, summed: nats over n-1 ids. Needs a
+ * session with all_logits. */
 int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err);
 
@@ -438,7 +439,8 @@ int32_t tokenizer_eos(const Tokenizer *t);
 bool tokenizer_add_bos(const Tokenizer *t);    /* add_bos_token */
 int32_t tokenizer_id(const Tokenizer *t, const char *token); /* -1: none */
 /* Appends the ids of n bytes of text; added tokens in the text become their
- * ids; no BOS is added. Invalid UTF-8 is refused with its offset. O(n log n). */
+ * ids; no BOS is added. Invalid UTF-8 is refused with its offset.
+ * O(n log n). */
 int tokenizer_encode(const Tokenizer *t, const char *text, size_t n,
                      IdList *out, Error *err);
 /* The bytes of one id (not zero-terminated); false for an id that no token

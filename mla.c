@@ -228,7 +228,7 @@ static void join_query(const Config *c, size_t T, const float *cos,
 }
 
 /* One block of nb tokens, head by head:
- * o_i = Σ_j softmax_j(q_i·k_j scale) v_j          V2 (7), (18), (46); V3 (10) */
+ * o_i = Σ_j softmax_j(q_i·k_j scale) v_j        V2 (7), (18), (46); V3 (10) */
 static void attend_heads(const Config *c, size_t t0, size_t nb, size_t pos,
                          float scaling, MlaActs *a)
 {
