@@ -1,7 +1,7 @@
 /* deepseek.h: DeepSeek-V2, V2-Lite and V3, one block a file.
  *
  *   main.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
- *             model.c, cost.c ------------> fp8.c --> base/
+ *             config.c, model.c, cost.c --> fp8.c --> base/
  *             tokenizer.c --------------------------> base/
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
@@ -28,7 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* model.c: config.json ---------------------------------- V2 §3.1.2, V3 §4.2
+/* config.c: config.json --------------------------------- V2 §3.1.2, V3 §4.2
  * Keys verbatim; the values are checked when read. */
 
 typedef enum { DEEPSEEK_V2, DEEPSEEK_V3 } ModelType;
@@ -88,6 +88,9 @@ int config_read(Config *c, const char *path, Error *err);
 /* Writes config.json with both spellings. dtype: of the weights beside it. */
 int config_write(const Config *c, DType dtype, const char *path, bool force,
                  Error *err);
+/* Writes generation_config.json: BOS, EOS, greedy. */
+int config_write_generation(const Config *c, const char *path, bool force,
+                            Error *err);
 /* Checks that the sizes fit one another; config_read has called it. */
 int config_check(const Config *c, const char *where, Error *err);
 /* NAME=VALUE of docs/disputes.md. */
@@ -96,7 +99,7 @@ int config_reading(Config *c, const char *text, Error *err);
  * l mod moe_layer_freq = 0; an MTP layer always). */
 bool config_is_moe(const Config *c, size_t layer);
 
-/* Weights: model.c ----------------------------------------------------------
+/* model.c: weights ----------------------------------------------------------
  * Linear weights are (out, in); an absent one has data NULL. A norm's gain is
  * a matrix of one row. */
 
