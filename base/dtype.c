@@ -34,21 +34,6 @@ DType dtype_parse(const char *name, size_t n)
     return (DType)t;
 }
 
-/* A subnormal half is its 10 bits times 2^-24; the other finite ones only
- * change the bias from 15 to 127. */
-float f32_from_f16(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
-    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
-    if (magnitude < 0x00800000)
-        magnitude = f32_bits((float)(h & 0x3ff) * 0x1p-24f);
-    else if (magnitude < 0x0f800000)
-        magnitude += (uint32_t)(127 - 15) << 23;
-    else
-        magnitude |= 0x7f800000;
-    return f32_from_bits(sign | magnitude);
-}
-
 /* Adding just under half of the last place kept, or half if that place is
  * odd, carries into it exactly when the value rounds up. A NaN would carry
  * into infinity, so it keeps its top bits and becomes quiet. */

@@ -55,7 +55,18 @@ static inline float f32_from_f8(uint8_t b)
     return f32_from_bits(u | (uint32_t)(b & 0x80u) << 24);
 }
 
-float f32_from_f16(uint16_t h);
+/* The same for halves, bias 15; the greatest exponent is infinity or NaN. */
+static inline float f32_from_f16(uint16_t h)
+{
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
+    float x = f32_from_bits(magnitude + ((uint32_t)(127 - 15) << 23));
+    float low = 2.0f * x - 0x1p-14f;
+    uint32_t u = f32_bits(low < x ? low : x);
+    if (magnitude >= 0x0f800000)
+        u = magnitude | 0x7f800000;
+    return f32_from_bits(u | (uint32_t)(h & 0x8000) << 16);
+}
+
 uint16_t bf16_from_f32(float f);
 uint16_t f16_from_f32(float f);
 
