@@ -35,6 +35,7 @@ CFLAGS   = $(FLAGS) $(WARNINGS) $(OPT)
 LDLIBS   = -lm
 
 LIBRARY = $(filter-out main.c,$(wildcard *.c)) $(wildcard base/*.c)
+COMMANDS = main.c $(wildcard commands/*.c)
 OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
@@ -78,7 +79,7 @@ help: ## this list
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile; echo
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
 
-$(PROGRAM): $(BUILD)/main.o $(OBJECTS)
+$(PROGRAM): $(COMMANDS:%.c=$(BUILD)/%.o) $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(OBJECTS)

@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,9 +29,19 @@ static size_t find_option(const Program *p, const char *text, size_t n)
     return i;
 }
 
+static bool in_set(uint64_t set, size_t option)
+{
+    return (set >> option & 1) != 0;
+}
+
 static bool takes(const Command *c, size_t option)
 {
-    return (c->options >> option & 1) != 0;
+    return in_set(c->options, option);
+}
+
+bool option_given(const CommandLine *line, size_t i)
+{
+    return in_set(line->given, i);
 }
 
 static bool parse_u64(const char *text, uint64_t *value)
@@ -100,6 +111,21 @@ static int set_choice(void *at, const Option *o, const char *text, Error *err)
     return 0;
 }
 
+static int set_ints(void *at, const Option *o, const char *text, Error *err)
+{
+    const char *s = text;
+    while (isdigit((unsigned char)*s)) {
+        s += strspn(s, "0123456789");
+        if ((*s == ',' || *s == ' ') && isdigit((unsigned char)s[1]))
+            s++;
+    }
+    if (*text == '\0' || *s != '\0')
+        return fail(err, "%s wants whole numbers as in 1,2,3, not '%s'",
+                    o->name, text);
+    *(const char **)at = text;
+    return 0;
+}
+
 static int add_text(OptionList *list, const Option *o, const char *text,
                     Error *err)
 {
@@ -121,6 +147,7 @@ static int set_value(Arguments *values, const Option *o, const char *text,
     case OPTION_U64: return set_u64(at, o, text, err);
     case OPTION_NUMBER: return set_number(at, o, text, err);
     case OPTION_CHOICE: return set_choice(at, o, text, err);
+    case OPTION_INTS: return set_ints(at, o, text, err);
     case OPTION_LIST: return add_text(at, o, text, err);
     }
     return 0;
@@ -168,14 +195,42 @@ static int check_operands(const CommandLine *line, const Program *p,
                           Error *err)
 {
     const Command *c = line->command;
-    if (line->help)
-        return 0;
     if (line->n_operands < c->least)
-        return fail(err, "%s wants %s%s(%s %s --help says more)", c->name,
-                    c->operands, c->operands[0] ? " " : "", p->name, c->name);
+        return fail(err, "%s wants %s (%s %s --help says more)", c->name,
+                    c->operands, p->name, c->name);
     if (line->n_operands > c->most)
         return fail(err, "%s takes %s, and '%s' is one too many", c->name,
                     c->operands, line->operands[c->most]);
+    return 0;
+}
+
+/* "-p or --ids": the names of a set, in `out`. */
+static void name_set(char *out, size_t size, const Program *p, uint64_t set,
+                     const char *between)
+{
+    size_t n = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < p->n_options && n < size; i++)
+        if (in_set(set, i))
+            n += (size_t)snprintf(out + n, size - n, "%s%s", n ? between : "",
+                                  p->options[i].name);
+}
+
+static int check_wanted(const CommandLine *line, const Program *p, Error *err)
+{
+    const Command *c = line->command;
+    uint64_t one = line->given & c->wanted, missing = c->also & ~line->given;
+    char names[256];
+    name_set(names, sizeof names, p, missing, " and ");
+    if (missing != 0)
+        return fail(err, "%s wants %s (%s %s --help says more)", c->name,
+                    names, p->name, c->name);
+    name_set(names, sizeof names, p, c->wanted, " or ");
+    if (c->wanted != 0 && one == 0)
+        return fail(err, "%s wants %s (%s %s --help says more)", c->name,
+                    names, p->name, c->name);
+    if ((one & (one - 1)) != 0)
+        return fail(err, "%s wants only one of %s", c->name, names);
     return 0;
 }
 
@@ -188,7 +243,7 @@ static int parse_words(CommandLine *line, Arguments *values, const Program *p,
         if (options && strcmp(argv[i], "--") == 0) {
             options = false;
         } else if (options && is_help(argv[i])) {
-            line->help = true;
+            line->action = LINE_HELP;
         } else if (options && is_option(argv[i])) {
             if (parse_option(line, values, p, argv, argc, &i, err) != 0)
                 return -1;
@@ -196,7 +251,29 @@ static int parse_words(CommandLine *line, Arguments *values, const Program *p,
             line->operands[line->n_operands++] = argv[i];
         }
     }
-    return check_operands(line, p, err);
+    if (line->action == LINE_HELP)
+        return 0;
+    return check_operands(line, p, err) != 0 ? -1 : check_wanted(line, p, err);
+}
+
+static int parse_program(CommandLine *line, const Program *p, int argc,
+                         char **argv, Error *err)
+{
+    bool completion = strcmp(argv[1], "--completion") == 0;
+    if (is_help(argv[1]))
+        line->action = LINE_HELP;
+    else if (strcmp(argv[1], "--man") == 0)
+        line->action = LINE_MAN;
+    else if (completion && argc > 2 && strcmp(argv[2], "bash") == 0)
+        line->action = LINE_BASH;
+    else if (completion)
+        return fail(err, "--completion wants one of bash");
+    else
+        return fail(err, "unknown option '%s' (%s --help lists what there "
+                    "is)", argv[1], p->name);
+    if (argc > 2 + completion)
+        return fail(err, "'%s' is one too many", argv[2 + completion]);
+    return 0;
 }
 
 int options_parse(CommandLine *line, Arguments *values, const Program *program,
@@ -206,15 +283,12 @@ int options_parse(CommandLine *line, Arguments *values, const Program *program,
     if (argc < 2)
         return fail(err, "a command is wanted (%s --help lists them)",
                     program->name);
-    line->help = is_help(argv[1]);
-    if (line->help)
-        return 0;
+    if (is_option(argv[1]))
+        return parse_program(line, program, argc, argv, err);
     line->command = find_command(program, argv[1]);
     if (line->command == NULL)
-        return fail(err, "unknown %s '%s' (%s --help lists %s)",
-                    is_option(argv[1]) ? "option" : "command", argv[1],
-                    program->name,
-                    is_option(argv[1]) ? "what there is" : "the commands");
+        return fail(err, "unknown command '%s' (%s --help lists them)",
+                    argv[1], program->name);
     return parse_words(line, values, program, argc - 2, argv + 2, err);
 }
 
@@ -275,15 +349,9 @@ static void help_program(const Program *p, FILE *out)
     fprintf(out, "\ncommands:\n");
     for (size_t i = 0; i < p->n_commands; i++)
         help_pair(out, p->commands[i].name, NULL, p->commands[i].summary);
-    fprintf(out, "\n%s COMMAND --help tells about one of them.\n", p->name);
-}
-
-void options_help(const Program *program, const Command *command, FILE *out)
-{
-    if (command != NULL)
-        help_command(program, command, out);
-    else
-        help_program(program, out);
+    fprintf(out, "\n%s COMMAND --help tells about one of them.\n"
+            "%s --man prints the manual page, %s --completion bash a script\n"
+            "for the shell to source.\n", p->name, p->name, p->name);
 }
 
 /* Manual page ------------------------------------------------------------ */
@@ -331,7 +399,7 @@ static void man_command(const Program *p, const Command *c, FILE *out)
     }
 }
 
-void options_man(const Program *program, FILE *out)
+static void print_man(const Program *program, FILE *out)
 {
     fprintf(out, ".TH %s 1\n.SH NAME\n%s \\- ", program->name, program->name);
     roff_text(out, program->summary);
@@ -375,7 +443,7 @@ static void bash_choices(const Program *p, FILE *out)
     }
 }
 
-void options_bash(const Program *program, FILE *out)
+static void print_bash(const Program *program, FILE *out)
 {
     const char *name = program->name;
     fprintf(out, "_%s()\n{\n    local words=''\n"
@@ -390,4 +458,16 @@ void options_bash(const Program *program, FILE *out)
     fprintf(out, "--help'\n    COMPREPLY=($(compgen -W \"$words\" -- "
             "\"${COMP_WORDS[COMP_CWORD]}\"))\n}\n"
             "complete -o default -F _%s %s\n", name, name);
+}
+
+void options_print(const Program *program, const CommandLine *line, FILE *out)
+{
+    if (line->action == LINE_MAN)
+        print_man(program, out);
+    else if (line->action == LINE_BASH)
+        print_bash(program, out);
+    else if (line->command != NULL)
+        help_command(program, line->command, out);
+    else
+        help_program(program, out);
 }

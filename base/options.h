@@ -20,6 +20,7 @@ typedef enum {
     OPTION_U64,     /* uint64_t */
     OPTION_NUMBER,  /* double from low to high */
     OPTION_CHOICE,  /* int: which of the words of `argument`, from 0 */
+    OPTION_INTS,    /* const char *: whole numbers, ',' or ' ' between */
     OPTION_LIST     /* OptionList: may be given again */
 } OptionKind;
 
@@ -48,8 +49,11 @@ typedef struct {
     const char *operands;  /* "DIR [FILE]" for the help */
     size_t least, most;    /* how many of them */
     uint64_t options;      /* bit i: takes options[i] of the program */
+    uint64_t wanted;       /* exactly one of these has to be there */
+    uint64_t also;         /* and all of these */
     const char *summary;   /* one line */
     const char *text;      /* paragraphs, with '\n' between */
+    /* 0; -1: an error; else an exit status whose reason has been told. */
     int (*run)(const Arguments *a, Error *err);
 } Command;
 
@@ -61,23 +65,25 @@ typedef struct {
     size_t n_options;
 } Program;
 
+typedef enum { LINE_RUN, LINE_HELP, LINE_MAN, LINE_BASH } LineAction;
+
 typedef struct {
-    const Command *command; /* NULL: none, only help was asked for */
+    LineAction action;
+    const Command *command; /* NULL: none; of LINE_HELP: the program's */
     char **operands;
     size_t n_operands;
     uint64_t given;         /* bit i: options[i] was there */
-    bool help;
 } CommandLine;
 
 /* Parses COMMAND and, in any order, operands and options ("--name value",
- * "--name=value"; "--" ends the options; "-" alone is an operand). Reorders
- * argv. -1 with a message that names what is wrong. */
+ * "--name=value"; "--" ends the options; "-" alone is an operand), or one of
+ * --help, --man, --completion bash. Reorders argv. -1 with a message that
+ * names what is wrong. */
 int options_parse(CommandLine *line, Arguments *values, const Program *program,
                   int argc, char **argv, Error *err);
-
-/* Of one command; of the program where command is NULL. */
-void options_help(const Program *program, const Command *command, FILE *out);
-void options_man(const Program *program, FILE *out);    /* roff, man(7) */
-void options_bash(const Program *program, FILE *out);   /* bash completion */
+/* True if option i was there. */
+bool option_given(const CommandLine *line, size_t i);
+/* What LINE_HELP, LINE_MAN and LINE_BASH ask for; man is roff, man(7). */
+void options_print(const Program *program, const CommandLine *line, FILE *out);
 
 #endif

@@ -1,0 +1,124 @@
+/* commands.h: what the command line's parts share.
+ *
+ *   main.c -> commands/X.c, one for each command -> run.c, stream.c
+ *
+ * Results go to stdout, everything about the run to stderr. A command returns
+ * 0; -1 with a message that main() prints as one line; or an exit status whose
+ * reason it has told itself. */
+#ifndef COMMANDS_H
+#define COMMANDS_H
+
+#include "../deepseek.h"
+
+#include "../base/file.h"
+#include "../base/json.h"
+#include "../base/options.h"
+
+struct Arguments {
+    CommandLine line;
+    const char *prompt, *ids, *output, *only, *system;
+    OptionList readings;
+    size_t n, top_k, ctx, chunk;   /* ctx, chunk: 0 by default */
+    uint64_t seed;
+    double temperature, top_p, std;
+    int mla, chat_template, dtype; /* which word of the option */
+    bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
+};
+
+/* The places of the options in main.c's table. */
+enum {
+    O_PROMPT, O_IDS, O_NEW, O_TEMP, O_TOP_K, O_TOP_P, O_SEED, O_PRINT_IDS,
+    O_NO_PROMPT, O_TEMPLATE, O_SYSTEM, O_THINK, O_DECODE, O_JSONL, O_BOS,
+    O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_STD, O_MLA, O_CTX, O_CHUNK,
+    O_READING, O_JSON, O_COUNT
+};
+
+/* True where the option was on the command line. */
+bool given(const Arguments *a, size_t option);
+
+int run_info(const Arguments *a, Error *err);
+int run_generate(const Arguments *a, Error *err);
+int run_chat(const Arguments *a, Error *err);
+int run_eval(const Arguments *a, Error *err);
+int run_tokenize(const Arguments *a, Error *err);
+int run_trace(const Arguments *a, Error *err);
+int run_diff(const Arguments *a, Error *err);
+int run_init(const Arguments *a, Error *err);
+
+/* run.c ------------------------------------------------------------------ */
+
+enum { DEFAULT_CTX = 4096, MAX_STOP = 2 * MAX_EOS + 1 };
+
+/* A model directory and what a command does with it. Zeroed at first. */
+typedef struct {
+    const char *dir;
+    Model model;
+    Tokenizer *tokenizer;   /* NULL: the directory has none */
+    Session session;
+    IdList prompt;
+    GenerateOptions generate;
+    int32_t stop[MAX_STOP];
+    bool has_model, has_session;
+} Run;
+
+/* Opens the directory that is the first operand, the tokenizer if it has one,
+ * and applies --reading. run_close is due even after an error. */
+int run_open(Run *r, const Arguments *a, Error *err);
+void run_close(Run *r);
+/* An error where there is no tokenizer; instead: what to do, or "". */
+int want_tokenizer(const Run *r, const char *instead, Error *err);
+/* The ids of --ids as they are, or of -p with BOS where the model wants it. */
+int read_prompt(Run *r, const Arguments *a, Error *err);
+/* tokens: what the context should hold if --ctx does not say. */
+int open_session(Run *r, const Arguments *a, size_t tokens, Trace *trace,
+                 Error *err);
+/* The context where --ctx says nothing: enough for `tokens`, at least
+ * DEFAULT_CTX, at most what the model was made for. */
+size_t context(const Config *c, const Arguments *a, size_t tokens);
+/* The BOS that begins every text of this model, -1: none. */
+int32_t first_id(const Tokenizer *t);
+/* What a config announces its weights to be stored as. */
+DType checkpoint_dtype(const Config *c);
+
+/* 1: the directory has the file, 0: it has not, -1: error. */
+int dir_has(const char *dir, const char *name, Error *err);
+/* The whole of a file, or of stdin where path is "-" or NULL. */
+int read_input(Text *t, const char *path, Error *err);
+/* Adds the ids of a text like "1,2,3" or "[1, 2, 3]". */
+int parse_ids(IdList *list, const char *text, Error *err);
+/* Writes and empties t; an error where stdout is closed or full. */
+int print_text(Text *t, Error *err);
+int flush_stdout(Error *err);
+
+/* stream.c --------------------------------------------------------------- */
+
+/* ^C ends a text that is coming, and any other time the program; a mapped
+ * file that was cut ends it with a message. */
+void handle_signals(void);
+/* True once ^C has ended a text. */
+bool was_interrupted(void);
+
+/* Greedy, or as generation_config.json says, or as the options say. A top-k or
+ * top-p alone samples at temperature 1. */
+int set_sampling(Run *r, const Arguments *a, Error *err);
+
+typedef struct {
+    const Tokenizer *tokenizer; /* NULL: ids, blanks between */
+    bool begun;
+    Utf8Stream stream;
+    Text text;      /* what was not written yet */
+    Text all;       /* what was, where `keep` */
+    IdList ids;     /* likewise */
+    bool keep;
+} Printer;
+
+int print_id(Printer *p, int32_t id, Error *err);
+void printer_close(Printer *p);
+/* Generates from n ids after those in the cache, at most `most` and as many as
+ * fit, and ends the line. */
+int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
+                    Printer *p, GenerateStats *stats, Error *err);
+/* The one line about the run on stderr. */
+void print_stats(const GenerateStats *s, const char *remark);
+
+#endif

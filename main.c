@@ -1,0 +1,210 @@
+/* main.c: the command line, and nothing else.
+ *
+ * One table of options and one of commands; parsing, help, manual page and
+ * completion follow from them (base/options.h). Each command has its file in
+ * commands/. Exit status: 0; 1 after an error and 2 after a wrong command
+ * line, with exactly one line on stderr. */
+#include "commands/commands.h"
+
+#include <stdio.h>
+
+#define AT(field) offsetof(Arguments, field)
+
+static const double MANY = 1e15; /* a bound for whole numbers, exact */
+
+static const Option options[O_COUNT] = {
+    [O_PROMPT] = {"-p", OPTION_TEXT, AT(prompt), "TEXT", 0, 0,
+        "the prompt; '-' reads it from standard input. The model's BOS goes "
+        "before it if its tokenizer asks for that"},
+    [O_IDS] = {"--ids", OPTION_INTS, AT(ids), "1,2,3", 0, 0,
+        "the prompt as token ids, which nothing is added to"},
+    [O_NEW] = {"-n", OPTION_SIZE, AT(n), "N", 1, MANY,
+        "at most N new tokens; without it generate stops after 256, chat "
+        "where the context ends"},
+    [O_TEMP] = {"--temp", OPTION_NUMBER, AT(temperature), "T", 0, 100,
+        "sample at temperature T; 0 takes the most probable token. Default: "
+        "generation_config.json's if it says do_sample, else 0"},
+    [O_TOP_K] = {"--top-k", OPTION_SIZE, AT(top_k), "K", 0, MANY,
+        "sample among the K most probable tokens; 0: all. Alone it implies "
+        "--temp 1"},
+    [O_TOP_P] = {"--top-p", OPTION_NUMBER, AT(top_p), "P", 0, 1,
+        "sample among the fewest tokens whose probabilities reach P. Alone "
+        "it implies --temp 1"},
+    [O_SEED] = {"--seed", OPTION_U64, AT(seed), "S", 0, 0,
+        "seed of all random numbers; default 0"},
+    [O_PRINT_IDS] = {"--print-ids", OPTION_FLAG, AT(print_ids), NULL, 0, 0,
+        "print the ids that are generated, blanks between, and no text"},
+    [O_NO_PROMPT] = {"--no-prompt", OPTION_FLAG, AT(no_prompt), NULL, 0, 0,
+        "print the new text alone, without the prompt before it"},
+    [O_TEMPLATE] = {"--template", OPTION_CHOICE, AT(chat_template),
+        "v2|v2.5|v3|r1|v3.1", 0, 0,
+        "the form of the conversation; default: that of "
+        "tokenizer_config.json"},
+    [O_SYSTEM] = {"--system", OPTION_TEXT, AT(system), "TEXT", 0, 0,
+        "a system message that begins the conversation"},
+    [O_THINK] = {"--think", OPTION_FLAG, AT(think), NULL, 0, 0,
+        "let the answers of R1 and V3.1 begin with thinking"},
+    [O_DECODE] = {"--decode", OPTION_FLAG, AT(decode), NULL, 0, 0,
+        "from ids to text"},
+    [O_JSONL] = {"--jsonl", OPTION_FLAG, AT(jsonl), NULL, 0, 0,
+        "read an object a line, with \"text\" (with --decode: \"ids\"), and "
+        "print an array (a string) a line"},
+    [O_BOS] = {"--bos", OPTION_FLAG, AT(bos), NULL, 0, 0,
+        "put BOS before each text"},
+    [O_OUTPUT] = {"-o", OPTION_TEXT, AT(output), "PATH", 0, 0,
+        "what to write"},
+    [O_FORCE] = {"--force", OPTION_FLAG, AT(force), NULL, 0, 0,
+        "let -o replace what exists"},
+    [O_ONLY] = {"--only", OPTION_TEXT, AT(only), "PATTERN", 0, 0,
+        "only the tensors of these names; '*' stands for any characters, '?' "
+        "for one"},
+    [O_DTYPE] = {"--dtype", OPTION_CHOICE, AT(dtype), "f32|f16|bf16|fp8", 0,
+        0, "how to store the weights; default: as the config says"},
+    [O_STD] = {"--std", OPTION_NUMBER, AT(std), "X", 0, 1e3,
+        "standard deviation of the weights; default 0.006, the papers'"},
+    [O_MLA] = {"--mla", OPTION_CHOICE, AT(mla), "absorbed|naive", 0, 0,
+        "the form of attention: on the compressed cache, the default, or "
+        "with all keys and values expanded"},
+    [O_CTX] = {"--ctx", OPTION_SIZE, AT(ctx), "N", 2, MANY,
+        "positions of the context; default: 4096, or more if prompt and -n "
+        "want more, but max_position_embeddings at most"},
+    [O_CHUNK] = {"--chunk", OPTION_SIZE, AT(chunk), "N", 1, MANY,
+        "tokens of a prompt that run at once; changes time and memory, no "
+        "bit of the result; default 128"},
+    [O_READING] = {"--reading", OPTION_LIST, AT(readings), "NAME=VALUE", 0, 0,
+        "where the sources disagree, the other reading (docs/disputes.md)"},
+    [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,
+        "print JSON"},
+};
+
+#define BIT(option) ((uint64_t)1 << (option))
+#define MODEL_BITS \
+    (BIT(O_MLA) | BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_READING))
+#define SAMPLE_BITS \
+    (BIT(O_NEW) | BIT(O_TEMP) | BIT(O_TOP_K) | BIT(O_TOP_P) | BIT(O_SEED))
+#define PROMPT_BITS (BIT(O_PROMPT) | BIT(O_IDS))
+
+static const Command commands[] = {
+    {.name = "info", .operands = "DIR|config.json", .least = 1, .most = 1,
+     .options = BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_MLA) | BIT(O_JSON),
+     .summary = "parameters, bytes, cache and operations of a model",
+     .text =
+        "Counts what a model consists of and what a token costs, from its "
+        "config alone, with the sections of the papers (V2: arXiv 2405.04434, "
+        "V3: arXiv 2412.19437). A directory that holds weights has its files, "
+        "data types and tokenizer listed too.",
+     .run = run_info},
+    {.name = "generate", .operands = "DIR", .least = 1, .most = 1,
+     .options = PROMPT_BITS | SAMPLE_BITS | MODEL_BITS | BIT(O_PRINT_IDS) |
+                BIT(O_NO_PROMPT),
+     .wanted = PROMPT_BITS,
+     .summary = "continue a text",
+     .text =
+        "Prints the prompt and what follows it, as it comes. It ends with the "
+        "model's end-of-sentence token, after -n tokens or where the context "
+        "ends; ^C ends it early, with exit status 1. The last line on "
+        "standard error tells speed and memory.\n"
+        "Without --temp, --top-k and --top-p, and where generation_config.json "
+        "does not say do_sample, the most probable token is taken. The same "
+        "seed gives the same text on every machine.",
+     .run = run_generate},
+    {.name = "chat", .operands = "DIR", .least = 1, .most = 1,
+     .options = SAMPLE_BITS | MODEL_BITS | BIT(O_TEMPLATE) | BIT(O_SYSTEM) |
+                BIT(O_THINK),
+     .summary = "hold a conversation",
+     .text =
+        "Reads messages from standard input, one a line, and prints an answer "
+        "to each, until the input ends. Blank lines are passed over. What the "
+        "cache holds of the conversation is not run again. ^C ends an answer; "
+        "at the prompt it ends the program.",
+     .run = run_chat},
+    {.name = "eval", .operands = "DIR FILE...", .least = 2, .most = SIZE_MAX,
+     .options = MODEL_BITS | BIT(O_JSON),
+     .summary = "measure how well a model predicts files",
+     .text =
+        "Prints bytes, predicted tokens, nats per token, perplexity and bits "
+        "per byte of each file, '-' being standard input, and of all.\n"
+        "A file longer than the context (--ctx) is cut into windows that do "
+        "not overlap: each is BOS and the next --ctx less one tokens, so that "
+        "every token is predicted once, the first of a window from BOS alone. "
+        "Where the tokenizer adds no BOS, a window begins with the last token "
+        "of the one before, and the file's first token is not predicted.",
+     .run = run_eval},
+    {.name = "tokenize", .operands = "DIR [FILE]", .least = 1, .most = 2,
+     .options = BIT(O_DECODE) | BIT(O_JSONL) | BIT(O_BOS),
+     .summary = "text to token ids, and back",
+     .text =
+        "Reads FILE or standard input, whole, as one text, and prints its ids "
+        "on one line, blanks between; with --decode the reverse, byte for "
+        "byte, special tokens included. The directory needs no more than "
+        "tokenizer.json. No BOS is added unless --bos asks for it.",
+     .run = run_tokenize},
+    {.name = "trace", .operands = "DIR", .least = 1, .most = 1,
+     .options = PROMPT_BITS | MODEL_BITS | BIT(O_OUTPUT) | BIT(O_FORCE) |
+                BIT(O_ONLY),
+     .wanted = PROMPT_BITS, .also = BIT(O_OUTPUT),
+     .summary = "write every intermediate value of a forward pass",
+     .text =
+        "Runs a prompt once and writes what each stage computes to a "
+        "safetensors file, under its module's name: 'logits', "
+        "'model.layers.0.self_attn.q_proj' ... (docs/deepseek.md lists them).",
+     .run = run_trace},
+    {.name = "diff", .operands = "A.safetensors B.safetensors", .least = 2,
+     .most = 2, .options = BIT(O_JSON),
+     .summary = "compare two files of tensors",
+     .text =
+        "Prints each tensor that does not have the same bits in both, in the "
+        "order of A: how many elements differ, the squared error relative to "
+        "A's squares (nmse), the greatest difference and its index. With "
+        "--json all tensors are printed. Exit status 1 if any differs.",
+     .run = run_diff},
+    {.name = "init", .operands = "config.json", .least = 1, .most = 1,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_SEED) | BIT(O_DTYPE) |
+                BIT(O_STD),
+     .also = BIT(O_OUTPUT),
+     .summary = "make a model with random weights",
+     .text =
+        "Writes a directory with the config and weights drawn from a normal "
+        "distribution; norm gains are 1, the gate's bias is 0. Tokenizer "
+        "files beside the config go along. The same seed gives the same "
+        "files.",
+     .run = run_init},
+};
+
+static const Program program = {
+    .name = "deepseek",
+    .summary = "run DeepSeek-V2, V2-Lite and V3 models from their published "
+               "files",
+    .commands = commands,
+    .n_commands = sizeof commands / sizeof commands[0],
+    .options = options,
+    .n_options = O_COUNT
+};
+
+bool given(const Arguments *a, size_t option)
+{
+    return option_given(&a->line, option);
+}
+
+static int complain(const Error *err, int status)
+{
+    fprintf(stderr, "deepseek: %s\n", err->text);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    Arguments a = {.n = 256, .std = 0.006};
+    Error err;
+    int status = 0;
+    handle_signals();
+    if (options_parse(&a.line, &a, &program, argc, argv, &err) != 0)
+        return complain(&err, 2);
+    if (a.line.action == LINE_RUN)
+        status = a.line.command->run(&a, &err);
+    else
+        options_print(&program, &a.line, stdout);
+    if (status == 0)
+        status = flush_stdout(&err);
+    return status < 0 ? complain(&err, 1) : status;
+}
