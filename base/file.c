@@ -214,7 +214,7 @@ bool path_is_dir(const char *path)
     errno = 0;
     FILE *f = fopen(path, "rb");
     if (f == NULL)
-        return errno == EACCES || errno == EISDIR;
+        return errno == EACCES;
     bool unreadable = getc(f) == EOF && ferror(f);
     fclose(f);
     return unreadable;

@@ -10,7 +10,6 @@
 #include "json.h"
 
 #include <inttypes.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -221,6 +220,8 @@ static int grow(Parser *p)
     if (json->n_nodes >= JSON_MAX_NODES)
         return refuse(p, p->at, "more values than this program accepts");
     size_t more = p->capacity == 0 ? 64 : 2 * p->capacity;
+    if (more > JSON_MAX_NODES)
+        more = JSON_MAX_NODES;
     JsonNode *nodes = realloc(json->nodes, more * sizeof *nodes);
     if (nodes == NULL)
         return fail(p->err, "%s: not enough memory for %zu values",
@@ -236,7 +237,7 @@ static int append(Parser *p, uint32_t type, const char *start, size_t length)
     if (json->n_nodes == p->capacity && grow(p) != 0)
         return -1;
     JsonNode *node = &json->nodes[json->n_nodes++];
-    node->type = type;
+    node->type = type & 15u;
     node->start = (uint32_t)(start - json->text);
     node->length = (uint32_t)length;
     node->size = 0;
@@ -357,13 +358,12 @@ static uint64_t hash_key(const Json *json, const JsonNode *key)
     return hash_plain(s, key->length);
 }
 
-typedef struct {
-    uint32_t hash;
-    uint32_t key; /* index of its node; 0: a free slot */
-} Slot;
+/* A slot holds the index of a key's node and as many bits of the key's hash as
+ * a word has left, so that few others need a look at the key; 0 is free. */
+enum { KEY_MASK = JSON_MAX_NODES };
 
 typedef struct {
-    Slot *slots;
+    uint32_t *slots;
     size_t mask;   /* slots - 1, a power of two less one */
     size_t budget; /* how many taken slots may be met in all */
 } KeyTable;
@@ -372,17 +372,18 @@ static int insert_key(const Parser *p, KeyTable *table, const JsonNode *key)
 {
     const Json *json = p->json;
     uint64_t h = hash_key(json, key);
-    uint32_t tag = (uint32_t)(h >> 32);
+    uint32_t slot, tag = (uint32_t)(h >> 32) & ~(uint32_t)KEY_MASK;
     size_t i = (size_t)h & table->mask;
-    for (; table->slots[i].key != 0; i = (i + 1) & table->mask) {
-        const JsonNode *other = &json->nodes[table->slots[i].key];
-        if (table->slots[i].hash == tag && same_string(json, key, other))
+    for (; (slot = table->slots[i]) != 0; i = (i + 1) & table->mask) {
+        const JsonNode *other = &json->nodes[slot & KEY_MASK];
+        if ((slot & ~(uint32_t)KEY_MASK) == tag
+            && same_string(json, key, other))
             return refuse_key(p, key);
         if (table->budget-- == 0)
             return refuse(p, json->text + key->start - 1,
                           "keys that are made to slow the program down");
     }
-    table->slots[i] = (Slot){tag, (uint32_t)(key - json->nodes)};
+    table->slots[i] = tag | (uint32_t)(key - json->nodes);
     return 0;
 }
 
@@ -416,9 +417,12 @@ static int check_keys(const Parser *p, const JsonNode *object)
 
 static void skip_blanks(Parser *p)
 {
-    const char *s = p->at;
-    while (s < p->end && (*s == ' ' || *s == '\n' || *s == '\r' || *s == '\t'))
+    const char *s = p->at, *end = p->end;
+    while (s < end && (*s == ' ' || *s == '\n' || *s == '\r' || *s == '\t')) {
         s++;
+        while (end - s >= 4 && memcmp(s, "    ", 4) == 0)
+            s += 4; /* indentation, fast */
+    }
     p->at = s;
 }
 
@@ -427,11 +431,22 @@ static bool next_is(const Parser *p, char c)
     return p->at < p->end && *p->at == c;
 }
 
+/* A character of two bytes: much of a byte-level vocabulary. */
+static bool is_pair(const char *s)
+{
+    unsigned lead = (unsigned char)s[0];
+    return lead >= 0xc2 && lead < 0xe0 && is_tail(s[1]);
+}
+
 /* Moves *at past what stands for one character of a string that needs a closer
  * look: an escape or a character beyond ASCII. */
 static int check_char(const Parser *p, const char **at, uint32_t *type)
 {
     const char *s = *at;
+    if (p->end - s >= 2 && is_pair(s)) {
+        *at = s + 2;
+        return 0;
+    }
     if (s == p->end)
         return wanted(p, s, "the end of the string");
     if ((unsigned char)*s < 0x20)
@@ -455,12 +470,12 @@ static bool is_plain(char c)
 
 static int read_string(Parser *p)
 {
-    const char *start = p->at + 1, *s = start;
+    const char *start = p->at + 1, *s = start, *end = p->end;
     uint32_t type = JSON_STRING;
     for (;;) {
-        while (s < p->end && is_plain(*s))
+        while (s < end && is_plain(*s))
             s++;
-        if (s < p->end && *s == '"')
+        if (s < end && *s == '"')
             break;
         if (check_char(p, &s, &type) != 0)
             return -1;
@@ -631,7 +646,7 @@ int json_parse(Json *json, const char *name, const char *text, size_t length,
                Error *err)
 {
     *json = (Json){name, text, length, NULL, 0};
-    if (length > UINT32_MAX - 1)
+    if (length >= INT32_MAX)
         return fail(err, "%s: %zu bytes of JSON are too many", name, length);
     Parser p = {.json = json, .at = text, .end = text + length, .err = err};
     if (read_root(&p) != 0) {
@@ -650,7 +665,7 @@ void json_free(Json *json)
 
 JsonType json_type(const JsonNode *node)
 {
-    return (JsonType)(node->type & 0xff);
+    return (JsonType)(node->type & 7u);
 }
 
 const char *json_type_name(const JsonNode *node)
@@ -689,25 +704,40 @@ const JsonNode *json_get(const Json *json, const JsonNode *object,
     return NULL;
 }
 
-long json_string(const Json *json, const JsonNode *node, char *out,
-                 size_t cap)
+static long copy_plain(const char *s, size_t n, char *out, size_t cap)
 {
-    if (json_type(node) != JSON_STRING)
+    if (n >= cap)
         return -1;
-    const char *s = json->text + node->start, *end = s + node->length;
+    memcpy(out, s, n);
+    out[n] = 0;
+    return (long)n;
+}
+
+static long copy_decoded(const char *s, const char *end, char *out,
+                         size_t cap)
+{
     size_t n = 0;
     while (s < end) {
         char c[4];
         size_t made = decode(&s, c);
-        if (made >= cap - n || n + made > LONG_MAX)
+        if (made >= cap || n >= cap - made)
             return -1;
         memcpy(out + n, c, made);
         n += made;
     }
-    if (n >= cap)
-        return -1;
     out[n] = 0;
     return (long)n;
+}
+
+long json_string(const Json *json, const JsonNode *node, char *out,
+                 size_t cap)
+{
+    const char *s = json->text + node->start;
+    if (json_type(node) != JSON_STRING)
+        return -1;
+    if (node->type & JSON_ESCAPED)
+        return copy_decoded(s, s + node->length, out, cap);
+    return copy_plain(s, node->length, out, cap);
 }
 
 char *json_string_dup(const Json *json, const JsonNode *node,

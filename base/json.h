@@ -17,7 +17,7 @@
 
 enum {
     JSON_MAX_DEPTH = 64,
-    JSON_MAX_NODES = 1 << 23 /* 168 MB of nodes; V3's checkpoint needs 2^20 */
+    JSON_MAX_NODES = (1 << 23) - 1 /* 128 MB; V3's tokenizer has 2^18.6 */
 };
 
 typedef enum {
@@ -26,14 +26,14 @@ typedef enum {
 } JsonType;
 
 typedef struct {
-    uint32_t type;    /* JsonType; strings: | JSON_ESCAPED if it has a '\' */
-    uint32_t start;   /* of its text; a string's is after the quote */
-    uint32_t length;  /* of its text, quotes apart */
-    uint32_t size;    /* children: elements, or pairs of an object */
-    uint32_t next;    /* index of the node after its whole subtree */
+    uint32_t type : 4;  /* JsonType; strings: | JSON_ESCAPED if with a '\' */
+    uint32_t size : 28; /* children: elements, or pairs of an object */
+    uint32_t start;     /* of its text; a string's is after the quote */
+    uint32_t length;    /* of its text, quotes apart */
+    uint32_t next;      /* index of the node after its whole subtree */
 } JsonNode;
 
-enum { JSON_ESCAPED = 0x100 };
+enum { JSON_ESCAPED = 8 };
 
 typedef struct {
     const char *name;   /* the file, for messages; the caller's */
@@ -43,7 +43,7 @@ typedef struct {
     size_t n_nodes;
 } Json;
 
-/* length < 2^32. The text need not end in a zero byte. */
+/* length < 2^31 - 1. The text need not end in a zero byte. */
 int json_parse(Json *json, const char *name, const char *text, size_t length,
                Error *err);
 void json_free(Json *json);
