@@ -331,7 +331,8 @@ static void help_pair(FILE *out, const char *left, const char *argument,
 
 static void help_command(const Program *p, const Command *c, FILE *out)
 {
-    fprintf(out, "usage: %s %s %s%s\n\n", p->name, c->name, c->operands,
+    fprintf(out, "usage: %s %s%s%s%s\n\n", p->name, c->name,
+            c->operands[0] != '\0' ? " " : "", c->operands,
             c->options != 0 ? " [options]" : "");
     fold(out, c->text, 0, 0);
     if (c->options != 0)

@@ -182,7 +182,7 @@ int run_chat(const Arguments *a, Error *err)
     if (status == 0)
         status = set_sampling(&c.run, a, err);
     if (status == 0)
-        status = open_session(&c.run, a, 0, NULL, err);
+        status = open_session(&c.run, a, 0, false, NULL, err);
     if (status == 0)
         status = chat_loop(&c, a, err);
     if (status == 0)

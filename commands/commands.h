@@ -70,8 +70,8 @@ int want_tokenizer(const Run *r, const char *instead, Error *err);
 /* The ids of --ids as they are, or of -p with BOS where the model wants it. */
 int read_prompt(Run *r, const Arguments *a, Error *err);
 /* tokens: what the context should hold if --ctx does not say. */
-int open_session(Run *r, const Arguments *a, size_t tokens, Trace *trace,
-                 Error *err);
+int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
+                 Trace *trace, Error *err);
 /* The context where --ctx says nothing: enough for `tokens`, at least
  * DEFAULT_CTX, at most what the model was made for. */
 size_t context(const Config *c, const Arguments *a, size_t tokens);

@@ -128,7 +128,7 @@ int run_eval(const Arguments *a, Error *err)
     if (status == 0)
         status = want_tokenizer(&r, "", err);
     if (status == 0)
-        status = open_session(&r, a, 0, NULL, err);
+        status = open_session(&r, a, 0, true, NULL, err);
     if (status == 0)
         status = eval_print(&r, a, err);
     run_close(&r);

@@ -9,7 +9,7 @@ static int generate_prepare(Run *r, const Arguments *a, Error *err)
         return -1;
     if (read_prompt(r, a, err) != 0 || set_sampling(r, a, err) != 0)
         return -1;
-    return open_session(r, a, r->prompt.n + a->n, NULL, err);
+    return open_session(r, a, r->prompt.n + a->n, false, NULL, err);
 }
 
 static int generate_text(Run *r, const Arguments *a, Error *err)

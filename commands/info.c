@@ -73,7 +73,7 @@ static double cost_flops_of(const Info *i, const CostRow *row)
 
 /* As text ------------------------------------------------------------------ */
 
-/* 1234567 as "1,234,567" in a static width. */
+/* 1234567 as "1,234,567", right-aligned in the width. */
 static void add_count(Text *t, uint64_t n, int width)
 {
     char digits[32], out[48];
@@ -112,8 +112,8 @@ static void text_heading(Info *i, CostGroup group)
                     dtype_name(checkpoint_dtype(&i->config)));
         break;
     case COST_CACHE:
-        text_printf(t, "\ncache of a token, %18s %20s %14s\n", "elements",
-                    "bytes in BF16", "of MHA");
+        text_printf(t, "\n%-36s%15s%12s%9s\n", "cache of a token", "elements",
+                    "BF16 bytes", "of MHA");
         break;
     case COST_FLOPS:
         text_printf(t, "\nGFLOP of a token, attending to ");
@@ -153,7 +153,8 @@ static void text_costs(Info *i)
     for (size_t row = 0; row < n; row++) {
         if (row == 0 || rows[row].group != rows[row - 1].group)
             text_heading(i, rows[row].group);
-        text_cost(i, &rows[row]);
+        if (rows[row].group == COST_FLOPS || cost_count_of(i, &rows[row]) > 0)
+            text_cost(i, &rows[row]);
     }
     text_printf(&i->out, "\nmemory beside the weights, at a context of ");
     add_count(&i->out, i->session.ctx, 0);

@@ -164,14 +164,14 @@ size_t context(const Config *c, const Arguments *a, size_t tokens)
     return ctx < c->max_position_embeddings ? ctx : c->max_position_embeddings;
 }
 
-int open_session(Run *r, const Arguments *a, size_t tokens, Trace *trace,
-                 Error *err)
+int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
+                 Trace *trace, Error *err)
 {
     SessionOptions o = {
         .ctx = context(&r->model.config, a, tokens),
         .chunk = a->chunk,
         .naive = a->mla == 1,
-        .all_logits = trace != NULL,
+        .all_logits = all_logits,
         .trace = trace
     };
     if (session_open(&r->session, &r->model, &o, err) != 0)

@@ -106,13 +106,16 @@ static int generation_keys(Run *r, const Json *j, Error *err)
 
 static int read_generation_config(Run *r, Error *err)
 {
-    int status = dir_has(r->dir, "generation_config.json", err);
-    if (status <= 0)
-        return status;
     char *path = path_join(r->dir, "generation_config.json", err);
     File file = {0};
     Json json = {0};
-    status = path == NULL ? -1 : file_open(&file, path, err);
+    if (path == NULL)
+        return -1;
+    if (!path_exists(path)) {
+        free(path);
+        return 0;
+    }
+    int status = file_open(&file, path, err);
     if (status == 0)
         status = json_parse(&json, path, (const char *)file.data, file.size,
                             err);
