@@ -481,7 +481,7 @@ int out_commit(OutFile *out, Error *err)
     if (rc == 0)
         rc = check_target(out->path, out->force, err);
     if (rc == 0 && rename_over(out->temp, out->path) != 0)
-        rc = fail_to("rename the finished file to", out->path, err);
+        rc = fail_to("rename to this", out->path, err);
     if (rc != 0)
         remove_temp(out->temp);
     out_abort(out);
@@ -547,5 +547,5 @@ int make_dir(const char *path, Error *err)
     errno = 0;
     if (path_is_dir(path) || system_mkdir(path) == 0)
         return 0;
-    return fail_to("make a directory at", path, err);
+    return fail_to("make this directory", path, err);
 }

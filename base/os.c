@@ -79,8 +79,9 @@ void progress_show(Progress *p, double done, double total)
     double now = os_seconds();
     if (!is_due(p, now) || !os_is_terminal(stderr))
         return;
-    int percent = total > 0 && done > 0 ? (int)(100 * (done / total)) : 0;
-    fprintf(stderr, "\r%s %d %%", p->what, percent > 100 ? 100 : percent);
+    double part = total > 0 ? done / total : 0;
+    int percent = part >= 1 ? 100 : part > 0 ? (int)(100 * part) : 0;
+    fprintf(stderr, "\r%s %d %%", p->what, percent);
     fflush(stderr);
     p->shown = now;
     p->visible = true;
@@ -90,7 +91,7 @@ void progress_end(Progress *p)
 {
     if (!p->visible)
         return;
-    int width = (int)strlen(p->what) + (int)sizeof " 100 %";
+    int width = (int)strlen(p->what) + (int)sizeof " 100 %" - 1;
     fprintf(stderr, "\r%*s\r", width, "");
     fflush(stderr);
     p->visible = false;
