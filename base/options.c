@@ -390,14 +390,11 @@ static void man_command(const Program *p, const Command *c, FILE *out)
 {
     fprintf(out, ".SS %s %s\n", c->name, c->operands);
     roff_text(out, c->text);
-    const char *before = ".PP\nOptions:";
-    for (size_t i = 0; i < p->n_options; i++) {
-        if (takes(c, i)) {
-            fprintf(out, "%s ", before);
+    if (c->options != 0)
+        fputs(".PP\nOptions:\n", out);
+    for (size_t i = 0; i < p->n_options; i++)
+        if (takes(c, i))
             roff_text(out, p->options[i].name);
-            before = "";
-        }
-    }
 }
 
 static void print_man(const Program *program, FILE *out)

@@ -108,7 +108,7 @@ static void text_heading(Info *i, CostGroup group)
     switch (group) {
     case COST_PARAMETERS: text_printf(t, "\nparameters\n"); break;
     case COST_CHECKPOINT:
-        text_printf(t, "\ncheckpoint in %s, scales included\n",
+        text_printf(t, "\ncheckpoint in %s\n",
                     dtype_name(checkpoint_dtype(&i->config)));
         break;
     case COST_CACHE:
@@ -140,7 +140,7 @@ static void text_cost(Info *i, const CostRow *row)
     if (cache)
         text_cache(i, cost_count_of(i, row));
     else if (row->group == COST_FLOPS)
-        text_printf(t, "%20.3f", cost_flops_of(i, row) / 1e9);
+        text_printf(t, "%20.6f", cost_flops_of(i, row) / 1e9);
     else
         add_count(t, cost_count_of(i, row), 20);
     text_printf(t, "  %s\n", row->reference);

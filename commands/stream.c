@@ -27,12 +27,19 @@ static void on_signal(int number)
     raise(number);
 }
 
+/* A signal that the caller had ignored stays ignored: nohup, a shell's '&'. */
+static void handle(int number)
+{
+    if (signal(number, on_signal) == SIG_IGN)
+        signal(number, SIG_IGN);
+}
+
 void handle_signals(void)
 {
-    signal(SIGINT, on_signal);
-    signal(SIGTERM, on_signal);
+    handle(SIGINT);
+    handle(SIGTERM);
 #ifdef SIGHUP
-    signal(SIGHUP, on_signal);
+    handle(SIGHUP);
 #endif
 #ifdef SIGPIPE
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is a write error */
