@@ -2,7 +2,7 @@
  *
  *   main.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
  *             config.c, model.c, cost.c --> fp8.c --> base/
- *             tokenizer.c --------------------------> base/
+ *             chat.c -> tokenizer.c ----------------> base/
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
  * position), cache, activations, in this order; it reads no globals, allocates
@@ -249,7 +249,7 @@ void mla_naive(float *u, const float *h, const MlaWeights *w,
 typedef struct {
     float *gate;      /* (R, inter)   W_gate x  */
     float *up;        /* (R, inter)   W_up x    */
-    float *h;         /* (R, inter)   silu(gate) · up */
+    float *h;         /* (R, inter)   silu(gate) · up; may be gate itself */
 } FfnActs;
 
 typedef struct {
@@ -261,14 +261,12 @@ typedef struct {
     int32_t *kept;        /* (topk_group)  the groups of the last token */
     int32_t *topk_ids;    /* (T, K)       best first, ties: lowest id */
     float *topk_weights;  /* (T, K)       g_i, in the order of topk_ids */
-    int32_t *first;       /* (N+1)        rows of expert e: first[e] … */
-    int32_t *token;       /* (T K)        the token of each row      */
-    int32_t *slot;        /* (T, K)       a token's rows, by ascending expert */
-    int32_t *filled;      /* (T)          how many slot has so far   */
+    int32_t *first;       /* (N+1)        picks of expert e: first[e] … */
+    int32_t *token;       /* (T K)        the token of each pick     */
     float *row_weight;    /* (T K)        its g_i                    */
-    float *x;             /* (T K, d)     tokens gathered by expert  */
-    FfnActs routed;       /* (T K, moe_intermediate_size)            */
-    float *y;             /* (T K, d)     FFN_e(x)                   */
+    float *x;             /* (T, d)       the tokens of one expert   */
+    FfnActs routed;       /* (T, moe_intermediate_size)              */
+    float *y;             /* (T, d)       FFN_e(x)                   */
     float *routed_out;    /* (T, d)       Σ g_i FFN_i, ids ascending */
     FfnActs shared;       /* (T, n_shared_experts moe_intermediate_size) */
     float *shared_out;    /* (T, d) */
@@ -311,7 +309,7 @@ typedef struct {
     float *attn_out;      /* (T, d)  u_t                        */
     float *attn_residual; /* (T, d)  h + u                      */
     float *ffn_norm;      /* (T, d)  RMSNorm(; post_attention_layernorm) */
-    FfnActs ffn;          /* dense layers                       */
+    FfnActs ffn;          /* dense layers; moe.shared is the same memory */
     MoeActs moe;
     float *ffn_out;       /* (T, d) */
     float *h;             /* (T, d)  the block's output         */
@@ -461,6 +459,8 @@ typedef struct {
  * an incomplete character becomes U+FFFD. */
 void utf8_stream(Utf8Stream *s, const char *bytes, size_t n, bool flush,
                  Text *out);
+
+/* chat.c: the published chat templates ---------------------------------- */
 
 typedef enum {
     TEMPLATE_NONE, TEMPLATE_V2, TEMPLATE_V25, TEMPLATE_V3, TEMPLATE_R1,
