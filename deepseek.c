@@ -31,18 +31,20 @@
 typedef enum {
     ONE, TOKENS, CTX, LAYERS, ROWS_OUT, VOCAB, HIDDEN, PAIRS, Q_LORA, HEADS,
     D_QK, D_QUERY, D_CACHE, D_C, D_R, D_KV, D_V, BLOCK, SPAN, INTER, EXPERTS,
-    EXPERTS_1, GROUPS, KEPT, TOPK, PICKS, MOE_INTER, SHARED_INTER, EXTENTS
+    EXPERTS_1, GROUPS, KEPT, TOPK, PICKS, MOE_INTER, SHARED_INTER, FFN_WIDEST,
+    EXTENTS
 } Extent;
 
 /* When a buffer exists, and in which layers a trace shows it. */
 typedef enum {
     ALWAYS, WITH_Q_LORA, WITHOUT_Q_LORA, NAIVE, ABSORBED, DENSE, MOE, BIASED,
-    GROUPED, SHARED
+    GROUPED, SHARED, TRACED
 } When;
 
-/* A row allocates, or it is a view of what another row allocates. */
-typedef enum { OWN, OWN_INT, OWN_HOST, CACHE_HEAD, CACHE_TAIL, QUERY_TAIL,
-               MASKED } Storage;
+/* A row allocates, or it shows what another row allocates. */
+typedef enum {
+    OWN, OWN_INT, OWN_HOST, SHOWN, CACHE_HEAD, CACHE_TAIL, QUERY_TAIL, MASKED
+} Storage;
 
 typedef struct {
     const char *name;    /* in a trace; NULL: not shown */
@@ -98,9 +100,12 @@ static const Buffer layer_buffers[] = {
      ALWAYS},
     {".post_attention_layernorm", OWN, IN(acts.ffn_norm),
      {TOKENS, ONE, HIDDEN}, ALWAYS},
-    {".mlp.gate_proj", OWN, IN(acts.ffn.gate), {TOKENS, ONE, INTER}, DENSE},
-    {".mlp.up_proj", OWN, IN(acts.ffn.up), {TOKENS, ONE, INTER}, DENSE},
-    {".mlp.h", OWN, IN(acts.ffn.h), {TOKENS, ONE, INTER}, DENSE},
+    {NULL, OWN, IN(acts.ffn.gate), {TOKENS, ONE, FFN_WIDEST}, ALWAYS},
+    {NULL, OWN, IN(acts.ffn.up), {TOKENS, ONE, FFN_WIDEST}, ALWAYS},
+    {NULL, OWN, IN(acts.ffn.h), {TOKENS, ONE, FFN_WIDEST}, TRACED},
+    {".mlp.gate_proj", SHOWN, IN(acts.ffn.gate), {TOKENS, ONE, INTER}, DENSE},
+    {".mlp.up_proj", SHOWN, IN(acts.ffn.up), {TOKENS, ONE, INTER}, DENSE},
+    {".mlp.h", SHOWN, IN(acts.ffn.h), {TOKENS, ONE, INTER}, DENSE},
     {".mlp.gate.logits", OWN, IN(acts.moe.logits), {TOKENS, ONE, EXPERTS},
      MOE},
     {".mlp.gate.scores", OWN, IN(acts.moe.scores), {TOKENS, ONE, EXPERTS},
@@ -117,20 +122,19 @@ static const Buffer layer_buffers[] = {
      {TOKENS, ONE, TOPK}, MOE},
     {NULL, OWN_INT, IN(acts.moe.first), {ONE, ONE, EXPERTS_1}, MOE},
     {NULL, OWN_INT, IN(acts.moe.token), {ONE, ONE, PICKS}, MOE},
-    {NULL, OWN_INT, IN(acts.moe.slot), {ONE, ONE, PICKS}, MOE},
-    {NULL, OWN_INT, IN(acts.moe.filled), {ONE, ONE, TOKENS}, MOE},
     {NULL, OWN, IN(acts.moe.row_weight), {ONE, ONE, PICKS}, MOE},
-    {NULL, OWN, IN(acts.moe.x), {PICKS, ONE, HIDDEN}, MOE},
-    {NULL, OWN, IN(acts.moe.routed.gate), {PICKS, ONE, MOE_INTER}, MOE},
-    {NULL, OWN, IN(acts.moe.routed.up), {PICKS, ONE, MOE_INTER}, MOE},
-    {NULL, OWN, IN(acts.moe.routed.h), {PICKS, ONE, MOE_INTER}, MOE},
-    {NULL, OWN, IN(acts.moe.y), {PICKS, ONE, HIDDEN}, MOE},
+    {NULL, OWN, IN(acts.moe.x), {TOKENS, ONE, HIDDEN}, MOE},
+    {NULL, OWN, IN(acts.moe.routed.gate), {TOKENS, ONE, MOE_INTER}, MOE},
+    {NULL, OWN, IN(acts.moe.routed.up), {TOKENS, ONE, MOE_INTER}, MOE},
+    {NULL, OWN, IN(acts.moe.y), {TOKENS, ONE, HIDDEN}, MOE},
     {".mlp.routed_out", OWN, IN(acts.moe.routed_out), {TOKENS, ONE, HIDDEN},
      MOE},
-    {NULL, OWN, IN(acts.moe.shared.gate), {TOKENS, ONE, SHARED_INTER},
-     SHARED},
-    {NULL, OWN, IN(acts.moe.shared.up), {TOKENS, ONE, SHARED_INTER}, SHARED},
-    {NULL, OWN, IN(acts.moe.shared.h), {TOKENS, ONE, SHARED_INTER}, SHARED},
+    {".mlp.shared_experts.gate_proj", SHOWN, IN(acts.ffn.gate),
+     {TOKENS, ONE, SHARED_INTER}, SHARED},
+    {".mlp.shared_experts.up_proj", SHOWN, IN(acts.ffn.up),
+     {TOKENS, ONE, SHARED_INTER}, SHARED},
+    {".mlp.shared_experts.h", SHOWN, IN(acts.ffn.h),
+     {TOKENS, ONE, SHARED_INTER}, SHARED},
     {".mlp.shared_out", OWN, IN(acts.moe.shared_out), {TOKENS, ONE, HIDDEN},
      SHARED},
     {".mlp", OWN, IN(acts.ffn_out), {TOKENS, ONE, HIDDEN}, ALWAYS},
@@ -146,28 +150,51 @@ static const Buffer final_buffers[] = {
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
 /* Bytes that the two score buffers may take: a block of tokens is as many as
- * fit, so that a long context does not need memory for a whole chunk. */
-enum { SCORE_BYTES = 4 << 20 };
+ * fit, so that a long context does not need memory for a whole chunk. The
+ * longest context is the greatest max_position_embeddings. */
+enum { SCORE_BYTES = 2 << 20, MAX_CTX = 1 << 30 };
 
 static size_t score_block(const Config *c, const SessionOptions *o,
                           size_t chunk)
 {
-    size_t row = 2 * c->num_attention_heads * o->ctx * sizeof(float);
-    size_t n = SCORE_BYTES / row;
+    uint64_t row = (uint64_t)2 * c->num_attention_heads * o->ctx
+                   * sizeof(float);
+    size_t n = row ? (size_t)(SCORE_BYTES / row) : 0;
     if (o->trace)
         return chunk;
     return n < 1 ? 1 : n < chunk ? n : chunk;
 }
 
-static size_t chunk_of(const SessionOptions *o)
+/* Rows of experts are counted in int32_t. */
+static size_t chunk_of(const Config *c, const SessionOptions *o)
 {
-    size_t chunk = o->chunk ? o->chunk : 128;
+    size_t chunk = o->chunk ? o->chunk : 128, K = c->num_experts_per_tok;
+    if (K && chunk > INT32_MAX / K)
+        chunk = INT32_MAX / K;
     return chunk < o->ctx ? chunk : o->ctx;
+}
+
+static bool has_layer(const Config *c, bool moe)
+{
+    for (size_t l = 0; l < c->num_hidden_layers; l++)
+        if (config_is_moe(c, l) == moe)
+            return true;
+    return false;
+}
+
+static bool has_dense(const Config *c)
+{
+    return has_layer(c, false);
+}
+
+static bool has_moe(const Config *c)
+{
+    return has_layer(c, true);
 }
 
 static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
 {
-    size_t T = chunk_of(o), d_h = c->qk_nope_head_dim;
+    size_t T = chunk_of(c, o), d_h = c->qk_nope_head_dim;
     size_t d_r = c->qk_rope_head_dim, d_c = c->kv_lora_rank;
     n[ONE] = 1;
     n[TOKENS] = T;
@@ -196,37 +223,35 @@ static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
     n[PICKS] = T * c->num_experts_per_tok;
     n[MOE_INTER] = c->moe_intermediate_size;
     n[SHARED_INTER] = c->n_shared_experts * c->moe_intermediate_size;
+    n[FFN_WIDEST] = n[SHARED_INTER] > n[INTER] || !has_dense(c)
+                        ? n[SHARED_INTER] : n[INTER];
 }
 
 /* moe, dense: whether such layers are meant (one layer's kind in a trace,
  * any layer's when memory is planned). */
-static bool is_there(When when, const Config *c, bool naive, bool dense,
-                     bool moe)
+static bool is_there(When when, const Config *c, const SessionOptions *o,
+                     bool dense, bool moe)
 {
     switch (when) {
     case ALWAYS: return true;
     case WITH_Q_LORA: return c->q_lora_rank > 0;
     case WITHOUT_Q_LORA: return c->q_lora_rank == 0;
-    case NAIVE: return naive;
-    case ABSORBED: return !naive;
+    case NAIVE: return o->naive;
+    case ABSORBED: return !o->naive;
     case DENSE: return dense;
     case MOE: return moe;
     case BIASED: return moe && c->topk_method == TOPK_NOAUX_TC;
     case GROUPED: return moe && c->topk_method != TOPK_GREEDY;
     case SHARED: return moe && c->n_shared_experts > 0;
+    case TRACED: return o->trace != NULL;
     }
     return false;
 }
 
 /* Walks the rows that own memory: row i of all three tables, or NULL. */
-static const Buffer *owner(size_t i, const Config *c, bool naive)
+static const Buffer *owner(size_t i, const Config *c, const SessionOptions *o)
 {
     const Buffer *b;
-    bool dense = false, moe = false;
-    for (size_t l = 0; l < c->num_hidden_layers; l++) {
-        dense = dense || !config_is_moe(c, l);
-        moe = moe || config_is_moe(c, l);
-    }
     if (i < LENGTH(model_buffers))
         b = &model_buffers[i];
     else if (i < LENGTH(model_buffers) + LENGTH(layer_buffers))
@@ -234,7 +259,8 @@ static const Buffer *owner(size_t i, const Config *c, bool naive)
     else
         b = &final_buffers[i - LENGTH(model_buffers)
                            - LENGTH(layer_buffers)];
-    return b->storage <= OWN_HOST && is_there(b->when, c, naive, dense, moe)
+    return b->storage <= OWN_HOST
+                   && is_there(b->when, c, o, has_dense(c), has_moe(c))
                ? b : NULL;
 }
 
@@ -243,22 +269,25 @@ enum {
                   + LENGTH(final_buffers)
 };
 
-/* Elements of a buffer; SIZE_MAX, which no allocation grants, if they do not
- * fit a size_t. */
+/* a·b; SIZE_MAX, which no allocation grants, if that is too much. */
+static size_t product(size_t a, size_t b)
+{
+    return b && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
 static size_t elements(const Buffer *b, const size_t n[EXTENTS])
 {
-    size_t a = n[b->shape[0]], rest = n[b->shape[1]] * n[b->shape[2]];
-    return rest && a > SIZE_MAX / 4 / rest ? SIZE_MAX : a * rest;
+    return product(n[b->shape[0]], product(n[b->shape[1]], n[b->shape[2]]));
 }
 
 size_t session_bytes(const Config *c, const SessionOptions *o)
 {
-    size_t n[EXTENTS], bytes = 0;
+    size_t n[EXTENTS], bytes = c->qk_rope_head_dim / 2 * sizeof(double);
     plan(n, c, o);
     for (size_t i = 0; i < ALL_BUFFERS; i++) {
-        const Buffer *b = owner(i, c, o->naive);
-        if (b)
-            bytes += elements(b, n) * sizeof(float);
+        const Buffer *b = owner(i, c, o);
+        size_t more = b ? product(elements(b, n), sizeof(float)) : 0;
+        bytes = more > SIZE_MAX - bytes ? SIZE_MAX : bytes + more;
     }
     return bytes;
 }
@@ -266,6 +295,17 @@ size_t session_bytes(const Config *c, const SessionOptions *o)
 static void **pointer_of(Session *s, const Buffer *b)
 {
     return (void **)(void *)((char *)s + b->offset);
+}
+
+/* What is never needed side by side is the same memory: the shared experts
+ * of a layer and the FFN of a dense one; without a trace, which shows both,
+ * h of an FFN and its gate. */
+static void share_buffers(BlockActs *a)
+{
+    if (!a->ffn.h)
+        a->ffn.h = a->ffn.gate;
+    a->moe.routed.h = a->moe.routed.gate;
+    a->moe.shared = a->ffn;
 }
 
 static int allocate_buffers(Session *s, Error *err)
@@ -276,7 +316,7 @@ static int allocate_buffers(Session *s, Error *err)
     s->acts.mla.block = n[BLOCK];
     s->acts.mla.span = n[SPAN];
     for (size_t i = 0; i < ALL_BUFFERS; i++) {
-        const Buffer *b = owner(i, c, s->options.naive);
+        const Buffer *b = owner(i, c, &s->options);
         void *p;
         if (!b)
             continue;
@@ -288,6 +328,7 @@ static int allocate_buffers(Session *s, Error *err)
             return -1;
         *pointer_of(s, b) = p;
     }
+    share_buffers(&s->acts);
     return 0;
 }
 
@@ -297,8 +338,9 @@ int session_open(Session *s, const Model *m, const SessionOptions *o,
     memset(s, 0, sizeof *s);
     s->model = m;
     s->options = *o;
-    if (!o->ctx)
-        return fail(err, "context: wanted at least 1 token, found 0");
+    if (o->ctx < 1 || o->ctx > MAX_CTX)
+        return fail(err, "context: wanted 1 to %d tokens, found %zu",
+                    (int)MAX_CTX, o->ctx);
     if (rope_open(&s->rope, &m->config, err) || allocate_buffers(s, err)) {
         session_close(s);
         return -1;
@@ -311,7 +353,7 @@ void session_close(Session *s)
     if (!s->model)
         return;
     for (size_t i = 0; i < ALL_BUFFERS; i++) {
-        const Buffer *b = owner(i, &s->model->config, s->options.naive);
+        const Buffer *b = owner(i, &s->model->config, &s->options);
         if (b && b->storage == OWN_HOST)
             free(*pointer_of(s, b));
         else if (b)
@@ -361,8 +403,8 @@ static void mask_tail(const Buffer *b, float *row, size_t from, size_t to)
         row[j] = probs ? 0 : -INFINITY;
 }
 
-static void trace_buffer(Session *s, const Buffer *b, const char *name,
-                         size_t layer, size_t T)
+static int trace_buffer(Session *s, const Buffer *b, const char *name,
+                        size_t layer, size_t T, Error *err)
 {
     size_t n[EXTENTS], d1, d2;
     plan(n, &s->model->config, &s->options);
@@ -374,8 +416,10 @@ static void trace_buffer(Session *s, const Buffer *b, const char *name,
     size_t rows = n[b->shape[0]];
     size_t shape[3] = {rows, d1 == 1 ? d2 : d1, d2};
     View v = view_of(s, b, layer, n);
-    float *copy = malloc(rows * d1 * d2 * sizeof *copy);
-    for (size_t i = 0; copy && i < rows * d1; i++) {
+    float *copy = allocate(rows * d1, d2 * sizeof *copy, name, err);
+    if (!copy)
+        return -1;
+    for (size_t i = 0; i < rows * d1; i++) {
         float *row = copy + i * d2;
         device_read(row, (const float *)v.start + i / d1 * v.stride0
                          + i % d1 * v.stride1, d2 * sizeof *row);
@@ -385,28 +429,34 @@ static void trace_buffer(Session *s, const Buffer *b, const char *name,
     trace_put(s->options.trace, name, b->storage == OWN_INT ? DT_I32 : DT_F32,
               copy, d1 == 1 ? 2 : 3, shape);
     free(copy);
+    return 0;
 }
 
-static void trace_model(Session *s, const Buffer *b, size_t n, size_t T)
+static int trace_model(Session *s, const Buffer *b, size_t n, size_t T,
+                       Error *err)
 {
     for (size_t i = 0; s->options.trace && i < n; i++)
-        if (b[i].name && trace_wants(s->options.trace, b[i].name))
-            trace_buffer(s, &b[i], b[i].name, 0, T);
+        if (b[i].name && trace_wants(s->options.trace, b[i].name)
+            && trace_buffer(s, &b[i], b[i].name, 0, T, err))
+            return -1;
+    return 0;
 }
 
-static void trace_layer(Session *s, size_t layer, size_t T)
+static int trace_layer(Session *s, size_t layer, size_t T, Error *err)
 {
     bool moe = s->model->layers[layer].is_moe;
     for (size_t i = 0; s->options.trace && i < LENGTH(layer_buffers); i++) {
         const Buffer *b = &layer_buffers[i];
         char name[128];
-        if (!b->name || !is_there(b->when, &s->model->config,
-                                  s->options.naive, !moe, moe))
+        if (!b->name || !is_there(b->when, &s->model->config, &s->options,
+                                  !moe, moe))
             continue;
         snprintf(name, sizeof name, "model.layers.%zu%s", layer, b->name);
-        if (trace_wants(s->options.trace, name))
-            trace_buffer(s, b, name, layer, T);
+        if (trace_wants(s->options.trace, name)
+            && trace_buffer(s, b, name, layer, T, err))
+            return -1;
     }
+    return 0;
 }
 
 /* h + MLA(RMSNorm(h)) -> attn_residual */
@@ -453,9 +503,10 @@ static void output_head(Session *s, const float *h, size_t T)
     device_read(s->host_logits, s->logits, rows * V * sizeof *s->logits);
 }
 
-/* One chunk of T tokens at s->pos. */
-static void forward_chunk(Session *s, const int32_t *ids, size_t T,
-                          Progress *progress, double done, double total)
+/* One chunk of T tokens at s->pos. Only a trace can fail. */
+static int forward_chunk(Session *s, const int32_t *ids, size_t T,
+                         Progress *progress, double done, double total,
+                         Error *err)
 {
     const Model *m = s->model;
     const float *h = s->embed;
@@ -463,18 +514,22 @@ static void forward_chunk(Session *s, const int32_t *ids, size_t T,
     rope_table(s->cos, s->sin, &s->rope, T, s->pos);
     for (size_t t = 0; t < T; t++)
         matrix_row(s->embed + t * d, &m->embed_tokens, (size_t)ids[t]);
-    trace_model(s, model_buffers, LENGTH(model_buffers), T);
+    if (trace_model(s, model_buffers, LENGTH(model_buffers), T, err))
+        return -1;
     for (size_t l = 0; l < L; l++) {
         attention_block(s, h, l, T);
         ffn_block(s, l, T);
-        trace_layer(s, l, T);
+        if (trace_layer(s, l, T, err))
+            return -1;
         h = s->acts.h;
         progress_show(progress, done + (double)(T * (l + 1)) / (double)L,
                       total);
     }
     output_head(s, h, T);
-    trace_model(s, final_buffers, LENGTH(final_buffers), T);
+    if (trace_model(s, final_buffers, LENGTH(final_buffers), T, err))
+        return -1;
     s->pos += T;
+    return 0;
 }
 
 static int check_finite(const Session *s, size_t T, Error *err)
@@ -511,14 +566,15 @@ static int check_input(const Session *s, const int32_t *ids, size_t n,
 int session_forward(Session *s, const int32_t *ids, size_t n,
                     const char *what, Error *err)
 {
-    size_t chunk = chunk_of(&s->options);
+    size_t chunk = chunk_of(&s->model->config, &s->options);
     Progress progress;
     int failed = check_input(s, ids, n, err);
     progress_begin(&progress, what);
     for (size_t i = 0; i < n && !failed; i += chunk) {
         size_t T = n - i < chunk ? n - i : chunk;
-        forward_chunk(s, ids + i, T, &progress, (double)i, (double)n);
-        failed = check_finite(s, T, err);
+        failed = forward_chunk(s, ids + i, T, &progress, (double)i,
+                               (double)n, err)
+                 || check_finite(s, T, err) ? -1 : 0;
     }
     progress_end(&progress);
     return failed;
@@ -579,6 +635,8 @@ int generate(Session *s, const int32_t *prompt, size_t n,
         return fail(err, "vocabulary: wanted 1 to vocab_size (%zu) tokens,"
                     " found %zu", s->model->config.vocab_size,
                     o->vocabulary);
+    if (s->options.all_logits)
+        return fail(err, "session: wanted one without all_logits");
     dice.order = allocate(o->vocabulary, sizeof *dice.order, "sampling", err);
     dice.p = allocate(o->vocabulary, sizeof *dice.p, "sampling", err);
     if (dice.order && dice.p)
@@ -605,7 +663,8 @@ static double nll(const float *logits, float *p, size_t n, int32_t id)
 int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err)
 {
-    size_t V = s->model->config.vocab_size, chunk = chunk_of(&s->options);
+    size_t V = s->model->config.vocab_size;
+    size_t chunk = chunk_of(&s->model->config, &s->options);
     float *p = allocate(V, sizeof *p, "probabilities", err);
     int failed = p ? check_input(s, ids, n, err) : -1;
     Progress progress;

@@ -2,10 +2,10 @@
  *
  * A token goes to K of N routed experts and to the shared ones. Stages: the
  * gate scores every expert (softmax in V2, sigmoid in V3), picks groups, then
- * experts inside them, and weighs those (gate_forward); the rows of all
- * tokens are gathered by expert, so that each expert's weights are read once
- * (route); every expert runs as one product (ffn_forward); each token adds up
- * its rows by ascending expert id (combine), then the shared experts.
+ * experts inside them, and weighs those (gate_forward); tokens are sorted by
+ * expert, so that each expert's weights are read once (route); every expert
+ * runs as one product and its rows are added to their tokens (run_expert), by
+ * ascending expert id; then the shared experts.
  *
  * Invariants: the gate computes in F32. Ties go to the lowest index, of
  * groups and experts alike. The bias b_i chooses and never weighs. Experts
@@ -147,13 +147,12 @@ void gate_forward(const float *x, const MoeWeights *w, const Config *c,
         choose(c, t, a);
 }
 
-/* first[e] … first[e+1]-1 become the rows of expert e, its tokens in order;
- * slot tells each token its rows, by ascending expert id. A counting sort. */
+/* Rows first[e] … first[e+1]-1 belong to expert e: its tokens in order, with
+ * their weights. A counting sort. */
 static void route(const Config *c, size_t T, MoeActs *a)
 {
     size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
     memset(a->first, 0, (N + 1) * sizeof *a->first);
-    memset(a->filled, 0, T * sizeof *a->filled);
     for (size_t i = 0; i < T * K; i++)
         a->first[a->topk_ids[i] + 1]++;
     for (size_t e = 0; e < N; e++)
@@ -165,46 +164,24 @@ static void route(const Config *c, size_t T, MoeActs *a)
     }
     memmove(a->first + 1, a->first, N * sizeof *a->first);
     a->first[0] = 0;
-    for (size_t row = 0; row < T * K; row++) {
-        size_t t = (size_t)a->token[row];
-        a->slot[t * K + (size_t)a->filled[t]++] = (int32_t)row;
-    }
 }
 
-static FfnActs rows_of(const FfnActs *a, size_t row, size_t inter)
+/* routed_out += g FFN_e(x) for the tokens of expert e, as one product. Experts
+ * run by ascending id, so every token adds its terms in that order:
+ * acc = fmaf(g, y, acc). */
+static void run_expert(const float *x, const FfnWeights *w, const Config *c,
+                       size_t e, MoeActs *a)
 {
-    FfnActs rows = {a->gate + row * inter, a->up + row * inter,
-                    a->h + row * inter};
-    return rows;
-}
-
-/* y = FFN_e(x) of every row, one product an expert. */
-static void run_experts(const float *x, const MoeWeights *w, const Config *c,
-                        size_t T, MoeActs *a)
-{
-    size_t d = c->hidden_size, rows = T * c->num_experts_per_tok;
-    for (size_t row = 0; row < rows; row++)
-        memcpy(a->x + row * d, x + (size_t)a->token[row] * d, d * sizeof *x);
-    for (size_t e = 0; e < c->n_routed_experts; e++) {
-        size_t row = (size_t)a->first[e];
-        size_t n = (size_t)a->first[e + 1] - row;
-        FfnActs acts = rows_of(&a->routed, row, c->moe_intermediate_size);
-        if (n)
-            ffn_forward(a->y + row * d, a->x + row * d, &w->experts[e], n,
-                        &acts);
-    }
-}
-
-/* routed_out = Σ g_i FFN_i(x), expert ids ascending, acc = fmaf(g, y, acc). */
-static void combine(const Config *c, size_t T, MoeActs *a)
-{
-    size_t d = c->hidden_size, K = c->num_experts_per_tok;
-    memset(a->routed_out, 0, T * d * sizeof *a->routed_out);
-    for (size_t i = 0; i < T * K; i++) {
-        size_t row = (size_t)a->slot[i];
-        add_scaled(a->routed_out + i / K * d, a->row_weight[row],
-                   a->y + row * d, d);
-    }
+    size_t d = c->hidden_size, row = (size_t)a->first[e];
+    size_t n = (size_t)a->first[e + 1] - row;
+    const int32_t *token = a->token + row;
+    for (size_t i = 0; i < n; i++)
+        memcpy(a->x + i * d, x + (size_t)token[i] * d, d * sizeof *x);
+    if (n)
+        ffn_forward(a->y, a->x, w, n, &a->routed);
+    for (size_t i = 0; i < n; i++)
+        add_scaled(a->routed_out + (size_t)token[i] * d,
+                   a->row_weight[row + i], a->y + i * d, d);
 }
 
 /* y = Σ g_i FFN_i(x) + FFN_shared(x)                     V2 (20); V3 (12) */
@@ -214,8 +191,9 @@ void moe_forward(float *y, const float *x, const MoeWeights *w,
     size_t d = c->hidden_size;
     gate_forward(x, w, c, T, a);
     route(c, T, a);
-    run_experts(x, w, c, T, a);
-    combine(c, T, a);
+    memset(a->routed_out, 0, T * d * sizeof *a->routed_out);
+    for (size_t e = 0; e < c->n_routed_experts; e++)
+        run_expert(x, &w->experts[e], c, e, a);
     if (!c->n_shared_experts) {
         memcpy(y, a->routed_out, T * d * sizeof *y);
         return;
