@@ -49,7 +49,7 @@ OFFICIAL = dict(scoring_func="softmax", moe_layer_freq=1, ep_size=1,
                 rope_scaling=dict(type="yarn", **ROPE))
 
 
-# ---- tokenizer: byte-level BPE in V3's scheme ------------------------------
+# Tokenizer: byte-level BPE in V3's scheme.
 
 def split(pattern):
     return {"type": "Split", "pattern": {"Regex": pattern},
@@ -90,7 +90,7 @@ def train_tokenizer(texts):
     return tok
 
 
-# ---- documents and their mixture -------------------------------------------
+# Documents and their mixture.
 
 def documents(path):
     opener = lzma.open if path.endswith(".xz") else open
@@ -136,7 +136,7 @@ def batch(sources, progress, rows, length, rng):
         [sources[i].take(length + 1) for i in pick]))
 
 
-# ---- model -------------------------------------------------------------------
+# Model.
 
 def attention(module, q, k, v, mask, scaling, dropout=0.0, **_):
     """Causal attention with V padded to the width of K: the fused kernel
@@ -179,7 +179,7 @@ def balance(router_logits, k):
     return total / len(router_logits)
 
 
-# ---- optimisers ----------------------------------------------------------------
+# Optimisers.
 
 def orthogonalise(x):
     """Newton-Schulz: the nearest orthogonal matrix, for a stack of them."""
@@ -241,7 +241,7 @@ def rate(progress):
     return min(progress / 0.02, (1 - progress) / 0.98)
 
 
-# ---- the held-out figure ---------------------------------------------------------
+# The held-out figure.
 
 @torch.no_grad()
 def bits_per_byte(model, docs, texts, rows=16):
@@ -257,7 +257,7 @@ def bits_per_byte(model, docs, texts, rows=16):
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 
-# ---- saving: an ordinary Hugging Face directory ----------------------------------
+# Saving: an ordinary Hugging Face directory.
 
 def write_json(path, value):
     with open(path, "w", encoding="utf-8") as f:
@@ -287,7 +287,7 @@ def save(model, tok, out):
         "do_sample": True, "temperature": 0.7, "top_p": 0.95})
 
 
-# ---- the run -----------------------------------------------------------------------
+# The run.
 
 def load_corpora(folder, rng):
     path = lambda name: os.path.join(folder, name)
