@@ -39,10 +39,10 @@ COMMANDS = main.c $(wildcard commands/*.c)
 OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
-CHECKS  = $(wildcard tests/check_*)
+CHECKS  = $(wildcard tests/check_*.sh)
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check bench install clean help FORCE
+.PHONY: all portable run test check identical bench install clean help FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -59,7 +59,10 @@ test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
 	@DEEPSEEK=./$(PROGRAM) sh tests/run.sh $(TESTS)
 
 check: test ## the tests, and that every equation stands above its lines
-	@for check in $(CHECKS); do echo "$$check" && ./$$check || exit 1; done
+	@for check in $(CHECKS); do sh $$check || exit 1; done
+
+identical: ## compare the bits of every build that this machine can make
+	sh tests/identical.sh
 
 bench: $(PROGRAM) $(BENCHES) ## measure
 	@for bench in $(BENCHES); do ./$$bench || exit 1; done

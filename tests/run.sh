@@ -9,11 +9,12 @@ for test in "$@"; do
     status=$?
     n=$(sed -n 's/^\[==========\].* \([0-9]*\) test(s) run.*/\1/p' "$out" |
         awk '{ n += $1 } END { print n + 0 }')
-    s=$(grep -c '^\[  SKIPPED \] [a-z_]' "$out")
+    s=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) test(s).*/\1/p' "$out" |
+        awk '{ n += $1 } END { print n + 0 }')
     total=$((total + n)) skipped=$((skipped + s))
     if [ "$status" = 0 ] && [ "$n" -gt 0 ]; then
         printf '%-28s %4d passed' "${test##*/}" $((n - s))
-        [ "$s" = 0 ] || printf ', %d skipped' "$s"
+        [ "$s" -eq 0 ] || printf ', %d skipped' "$s"
         echo
     else
         failed=$((failed + 1))
