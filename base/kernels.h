@@ -53,7 +53,8 @@ void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
 float dot(const float *a, const float *b, size_t n);
 float sum(const float *a, size_t n);
 
-/* y = (x·r)·w with r = 1/sqrt(dot(x,x)/n + eps), n = w->cols, for T rows. */
+/* y = (x·r)·w with r = 1/sqrt(dot(x,x)/n + eps), n = w->cols, for T rows;
+ * y is not x. */
 void rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
              const Matrix *w, float eps);
 /* p = exp(s - max s)·(1/sum): one row of n >= 1; p may be s. */

@@ -11,24 +11,33 @@
 /* The widest vector of the target (a wider type is lowered badly), and
  * whether it has 32 of them. */
 #if defined(__AVX512F__)
-enum { VW = 16, MANY_VECTORS = 1 };
+#define VW 16
+#define MANY_VECTORS 1
 #elif defined(__AVX__)
-enum { VW = 8, MANY_VECTORS = 0 };
+#define VW 8
+#define MANY_VECTORS 0
 #elif defined(__aarch64__) || defined(__VSX__) || defined(__s390x__)
-enum { VW = 4, MANY_VECTORS = 1 };
+#define VW 4
+#define MANY_VECTORS 1
 #else
-enum { VW = 4, MANY_VECTORS = 0 };
+#define VW 4
+#define MANY_VECTORS 0
 #endif
 
 #if defined(__GNUC__) && !defined(__TINYC__) && !defined(PLAIN_VECTORS)
 #define GNU_VECTORS 1
 #define INLINE static inline __attribute__((always_inline))
+#define ALIGNED __attribute__((aligned(64)))
 #define PREFETCH(p) __builtin_prefetch(p)
 typedef float V __attribute__((vector_size(VW * sizeof(float))));
+typedef uint32_t VU __attribute__((vector_size(VW * sizeof(float))));
+typedef uint16_t VH __attribute__((vector_size(VW * sizeof(uint16_t))));
+typedef float V4 __attribute__((vector_size(4 * sizeof(float))));
 #define AT(v, i) (v)[i]
 #else
 #define GNU_VECTORS 0
 #define INLINE static inline
+#define ALIGNED
 #define PREFETCH(p) ((void)(p))
 typedef struct {
     float e[VW];
@@ -41,12 +50,42 @@ typedef struct {
 #define HAS_BUILTIN(name) 0
 #endif
 
+/* The lanes of a sum, and their tree: fold halves. */
+enum { LANES = 16 };
+
+INLINE float tree(const float lanes[LANES])
+{
+    float a[LANES];
+    memcpy(a, lanes, sizeof a);
+    for (int s = LANES / 2; s > 0; s /= 2)
+        for (int l = 0; l < s; l++)
+            a[l] = a[l] + a[l + s];
+    return a[0];
+}
+
 /* p may have any alignment. */
 INLINE V v_load(const void *p)
 {
     V v;
     memcpy(&v, p, sizeof v);
     return v;
+}
+
+/* VW BF16 numbers. */
+INLINE V v_load_bf16(const void *p)
+{
+#if GNU_VECTORS && HAS_BUILTIN(__builtin_convertvector)
+    VH h;
+    memcpy(&h, p, sizeof h);
+    return (V)(__builtin_convertvector(h, VU) << 16);
+#else
+    V v;
+    uint16_t h[VW];
+    memcpy(h, p, sizeof h);
+    for (int i = 0; i < VW; i++)
+        AT(v, i) = f32_from_bf16(h[i]);
+    return v;
+#endif
 }
 
 INLINE void v_store(void *p, V v)
