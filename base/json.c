@@ -438,25 +438,28 @@ static bool is_pair(const char *s)
     return lead >= 0xc2 && lead < 0xe0 && is_tail(s[1]);
 }
 
+static int refuse_char(const Parser *p, const char *s)
+{
+    if (*s != '\\')
+        return refuse(p, s, "invalid UTF-8");
+    if (p->end - s > 2 && s[1] == 'u' && hex4(s + 2, p->end) >= 0)
+        return refuse(p, s, "half of a surrogate pair");
+    return refuse(p, s, "malformed escape");
+}
+
 /* Moves *at past what stands for one character of a string that needs a closer
  * look: an escape or a character beyond ASCII. */
 static int check_char(const Parser *p, const char **at, uint32_t *type)
 {
     const char *s = *at;
-    if (p->end - s >= 2 && is_pair(s)) {
-        *at = s + 2;
-        return 0;
-    }
     if (s == p->end)
         return wanted(p, s, "the end of the string");
     if ((unsigned char)*s < 0x20)
         return wanted(p, s, "a character or an escape");
-    bool escaped = *s == '\\';
-    size_t n = escaped ? escape_size(s, p->end) : utf8_size(s, p->end);
+    size_t n = *s == '\\' ? escape_size(s, p->end) : utf8_size(s, p->end);
     if (n == 0)
-        return refuse(p, s, escaped ? "a malformed escape or half of a "
-                      "surrogate pair" : "invalid UTF-8");
-    if (escaped)
+        return refuse_char(p, s);
+    if (*s == '\\')
         *type |= JSON_ESCAPED;
     *at = s + n;
     return 0;
@@ -477,7 +480,9 @@ static int read_string(Parser *p)
             s++;
         if (s < end && *s == '"')
             break;
-        if (check_char(p, &s, &type) != 0)
+        if (end - s >= 2 && is_pair(s))
+            s += 2;
+        else if (check_char(p, &s, &type) != 0)
             return -1;
     }
     p->at = s + 1;
