@@ -5,7 +5,10 @@ out=${TMPDIR:-/tmp}/deepseek-test.$$
 trap 'rm -f "$out"' EXIT
 total=0 skipped=0 failed=0
 for test in "$@"; do
-    "./$test" >"$out" 2>&1 </dev/null
+    case $test in
+    /*) "$test" ;;
+    *) "./$test" ;;
+    esac >"$out" 2>&1 </dev/null
     status=$?
     n=$(sed -n 's/^\[==========\].* \([0-9]*\) test(s) run.*/\1/p' "$out" |
         awk '{ n += $1 } END { print n + 0 }')
