@@ -34,6 +34,7 @@ typedef struct {
 } SizeKey;
 
 #define AT(field) offsetof(Config, field)
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
 enum { WIDE = 1 << 24, HEADS = 1 << 16, MANY = 1 << 16 };
 
 static const SizeKey size_keys[] = {
@@ -62,26 +63,39 @@ static const SizeKey size_keys[] = {
      0},
 };
 
-/* Keys whose other values would change the result and are not computed. */
-static const struct {
+/* A key whose other values would change the result and are not computed. */
+typedef struct {
     const char *key;
-    const char *only;    /* the JSON text of the one value that is known */
-} fixed_keys[] = {
-    {"hidden_act", "\"silu\""},  {"attention_bias", "false"},
-    {"mlp_bias", "false"},       {"rope_interleave", "true"},
+    JsonType type;
+    const char *only;    /* a string's text; for the rest to show only */
+} FixedKey;
+
+static const FixedKey fixed_keys[] = {
+    {"hidden_act", JSON_STRING, "silu"},
+    {"attention_bias", JSON_FALSE, "false"},
+    {"mlp_bias", JSON_FALSE, "false"},
+    {"rope_interleave", JSON_TRUE, "true"},
+};
+static const FixedKey fixed_rope_keys[] = {
+    {"attention_factor", JSON_NULL, "null"},
+    {"truncate", JSON_TRUE, "true"},
 };
 
 static const char *const topk_methods[] = {"greedy", "group_limited_greedy",
                                            "noaux_tc"};
 static const char *const scoring_funcs[] = {"softmax", "sigmoid"};
 
-/* The value's own text, for messages: at most 60 bytes of it. */
+/* The value's own text, for messages: at most 60 bytes of it, whole
+ * characters. */
 static int refuse(const Source *s, const char *key, const JsonNode *found,
                   const char *wanted)
 {
+    const char *text = s->json.text + found->start;
     int n = found->length > 60 ? 60 : (int)found->length;
+    while (n < (int)found->length && ((unsigned char)text[n] & 0xc0) == 0x80)
+        n--;
     return fail(s->err, "%s: %s: wanted %s, found %.*s", s->path, key, wanted,
-                n, s->json.text + found->start);
+                n, text);
 }
 
 static bool is_null(const JsonNode *node)
@@ -180,20 +194,16 @@ static int read_model_type(const Source *s, Config *c)
     return 0;
 }
 
-static int read_fixed(const Source *s)
+static int read_fixed(const Source *s, const JsonNode *object,
+                      const FixedKey *keys, size_t n)
 {
-    for (size_t i = 0; i < sizeof fixed_keys / sizeof *fixed_keys; i++) {
-        const JsonNode *node = json_get(&s->json, s->root, fixed_keys[i].key);
-        const char *only = fixed_keys[i].only;
-        char text[40];
-        if (is_null(node))
-            continue;
-        snprintf(text, sizeof text,
-                 json_type(node) == JSON_STRING ? "\"%.*s\"" : "%.*s",
-                 node->length > 30 ? 30 : (int)node->length,
-                 s->json.text + node->start);
-        if (strcmp(text, only) != 0)
-            return refuse(s, fixed_keys[i].key, node, only);
+    for (size_t i = 0; i < n; i++) {
+        const JsonNode *node = json_get(&s->json, object, keys[i].key);
+        if (!is_null(node)
+            && (json_type(node) != keys[i].type
+                || (keys[i].type == JSON_STRING
+                    && !json_equals(&s->json, node, keys[i].only))))
+            return refuse(s, keys[i].key, node, keys[i].only);
     }
     return 0;
 }
@@ -213,50 +223,63 @@ static void set_defaults(Config *c)
     c->torch_dtype = DT_BF16;
 }
 
-/* An object of RoPE settings in either spelling: rope_scaling has type,
- * rope_parameters has rope_type and rope_theta. */
-static int read_rope(const Source *s, const char *name, const JsonNode *o,
-                     Config *c)
+/* rope_scaling has type, rope_parameters rope_type, some files both. */
+static int read_rope_type(const Source *s, const char *name,
+                          const JsonNode *o, int *type)
 {
     static const char *const types[] = {"default", "yarn"};
-    RopeScaling *r = &c->rope_scaling;
-    double length = 0;
-    int type = 0;
+    int v4 = -1, v5 = -1;
     if (json_type(o) != JSON_OBJECT)
         return refuse(s, name, o, "an object");
-    if (!json_get(&s->json, o, "type") && !json_get(&s->json, o, "rope_type"))
-        return refuse(s, name, o, "an object with a type");
-    if (read_choice(s, o, "type", types, 2, &type)
-        || read_choice(s, o, "rope_type", types, 2, &type)
-        || read_number(s, o, "rope_theta", 1.001, 1e12, &c->rope_theta))
+    if (read_choice(s, o, "type", types, 2, &v4)
+        || read_choice(s, o, "rope_type", types, 2, &v5))
         return -1;
-    memset(r, 0, sizeof *r);
-    if (!type)
-        return 0;
+    if (v4 < 0 && v5 < 0)
+        return refuse(s, name, o, "an object with a type");
+    if (v4 >= 0 && v5 >= 0 && v4 != v5)
+        return fail(s->err, "%s: %s: type and rope_type disagree", s->path,
+                    name);
+    *type = v4 < 0 ? v5 : v4;
+    return 0;
+}
+
+static int read_yarn(const Source *s, const char *name, const JsonNode *o,
+                     RopeScaling *r)
+{
+    const char *key = "original_max_position_embeddings";
+    double length = 0;
     *r = (RopeScaling){.yarn = true, .beta_fast = 32, .beta_slow = 1,
                        .mscale = 1};
-    if (!is_null(json_get(&s->json, o, "attention_factor")))
-        return refuse(s, "attention_factor",
-                      json_get(&s->json, o, "attention_factor"), "null");
     if (read_number(s, o, "factor", 1, 1e6, &r->factor)
-        || read_number(s, o, "original_max_position_embeddings", 1,
-                       1 << 30, &length)
+        || read_number(s, o, key, 1, 1 << 30, &length)
         || read_number(s, o, "beta_fast", 1e-6, 1e6, &r->beta_fast)
         || read_number(s, o, "beta_slow", 1e-6, 1e6, &r->beta_slow)
         || read_number(s, o, "mscale", 0, 1e3, &r->mscale)
         || read_number(s, o, "mscale_all_dim", 0, 1e3, &r->mscale_all_dim))
         return -1;
     if (length != floor(length))
-        return refuse(s, "original_max_position_embeddings",
-                      json_get(&s->json, o,
-                               "original_max_position_embeddings"),
-                      "a whole number");
+        return refuse(s, key, json_get(&s->json, o, key), "a whole number");
     if (r->factor == 0 || length == 0)
         return fail(s->err, "%s: %s: %s is missing", s->path, name,
-                    length == 0 ? "original_max_position_embeddings"
-                                : "factor");
+                    length == 0 ? key : "factor");
     r->original_max_position_embeddings = (size_t)length;
     return 0;
+}
+
+/* An object of RoPE settings in either spelling; rope_parameters has
+ * rope_theta besides. */
+static int read_rope(const Source *s, const char *name, const JsonNode *o,
+                     Config *c)
+{
+    double part = 1;
+    int type = 0;
+    if (read_rope_type(s, name, o, &type)
+        || read_fixed(s, o, fixed_rope_keys, LENGTH(fixed_rope_keys))
+        || read_number(s, o, "partial_rotary_factor", 1, 1, &part)
+        || read_number(s, o, "rope_theta", 1.001, 1e12, &c->rope_theta))
+        return -1;
+    c->rope_scaling = (RopeScaling){.yarn = false};
+    return type ? read_yarn(s, name, o, &c->rope_scaling) : 0;
 }
 
 static bool same_rope(const Config *a, const Config *b)
@@ -273,16 +296,22 @@ static bool same_rope(const Config *a, const Config *b)
 /* Both spellings may stand side by side, then they must agree. */
 static int read_rope_keys(const Source *s, Config *c)
 {
+    const JsonNode *theta = json_get(&s->json, s->root, "rope_theta");
     const JsonNode *v4 = json_get(&s->json, s->root, "rope_scaling");
     const JsonNode *v5 = json_get(&s->json, s->root, "rope_parameters");
     if (read_number(s, s->root, "rope_theta", 1.001, 1e12, &c->rope_theta))
         return -1;
     if (!is_null(v4) && read_rope(s, "rope_scaling", v4, c))
         return -1;
+    if (is_null(v5))
+        return 0;
     Config other = *c;
-    if (!is_null(v5) && read_rope(s, "rope_parameters", v5, c))
+    if (read_rope(s, "rope_parameters", v5, c))
         return -1;
-    if (!is_null(v4) && !is_null(v5) && !same_rope(c, &other))
+    if (!is_null(theta) && c->rope_theta != other.rope_theta)
+        return fail(s->err, "%s: rope_theta and rope_parameters disagree",
+                    s->path);
+    if (!is_null(v4) && !same_rope(c, &other))
         return fail(s->err, "%s: rope_scaling and rope_parameters disagree",
                     s->path);
     return 0;
@@ -359,12 +388,13 @@ static int read_keys(const Source *s, Config *c)
     if (json_type(s->root) != JSON_OBJECT)
         return fail(s->err, "%s: wanted an object, found %s", s->path,
                     json_type_name(s->root));
-    if (read_model_type(s, c) || read_fixed(s))
+    if (read_model_type(s, c)
+        || read_fixed(s, s->root, fixed_keys, LENGTH(fixed_keys)))
         return -1;
     set_defaults(c);
     method = (int)c->topk_method;
     scoring = (int)c->scoring_func;
-    for (size_t i = 0; i < sizeof size_keys / sizeof *size_keys; i++)
+    for (size_t i = 0; i < LENGTH(size_keys); i++)
         if (read_size(s, &size_keys[i], c))
             return -1;
     if (read_choice(s, s->root, "topk_method", topk_methods, 3, &method)
@@ -410,8 +440,28 @@ static int check_experts(const Config *c, const char *where, Error *err)
     return 0;
 }
 
+/* Sizes that are products of keys stay as small as the keys may be. */
+static int check_products(const Config *c, const char *where, Error *err)
+{
+    size_t d_k = c->qk_nope_head_dim + c->qk_rope_head_dim;
+    size_t d_kv = c->qk_nope_head_dim + c->v_head_dim;
+    size_t width = d_k > d_kv ? d_k : d_kv;
+    if (width > WIDE / c->num_attention_heads)
+        return fail(err, "%s: num_attention_heads: wanted heads of at most %d"
+                    " rows in all, found %zu of %zu", where, (int)WIDE,
+                    c->num_attention_heads, width);
+    if (c->n_shared_experts
+        && c->moe_intermediate_size > WIDE / c->n_shared_experts)
+        return fail(err, "%s: n_shared_experts: wanted at most %d rows in"
+                    " all, found %zu times moe_intermediate_size %zu", where,
+                    (int)WIDE, c->n_shared_experts, c->moe_intermediate_size);
+    return 0;
+}
+
 int config_check(const Config *c, const char *where, Error *err)
 {
+    if (check_products(c, where, err))
+        return -1;
     if (c->qk_rope_head_dim % 2 != 0)
         return fail(err, "%s: qk_rope_head_dim: wanted an even number, found"
                     " %zu", where, c->qk_rope_head_dim);
@@ -443,7 +493,7 @@ int config_reading(Config *c, const char *text, Error *err)
         {"v2-norm-topk=divide", AT(v2_norm_scales), false},
         {"v2-norm-topk=divide-and-scale", AT(v2_norm_scales), true},
     };
-    for (size_t i = 0; i < sizeof readings / sizeof *readings; i++)
+    for (size_t i = 0; i < LENGTH(readings); i++)
         if (strcmp(text, readings[i].text) == 0) {
             *(bool *)((char *)c + readings[i].field) = readings[i].value;
             return 0;
@@ -485,7 +535,8 @@ static void add_number(Text *t, double x)
         if (strtod(text, NULL) == x)
             break;
     }
-    text_printf(t, "%s", text);
+    /* A strict reader wants a float to look like one. */
+    text_printf(t, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
 }
 
 static void add_member(Text *t, const char *key, double x)
@@ -503,8 +554,8 @@ static void add_rope(Text *t, const Config *c, bool v5)
     text_printf(t, "  \"%s\": {\n", v5 ? "rope_parameters" : "rope_scaling");
     if (r->yarn) {
         add_member(t, "factor", r->factor);
-        add_member(t, "original_max_position_embeddings",
-                   (double)r->original_max_position_embeddings);
+        text_printf(t, "    \"original_max_position_embeddings\": %zu,\n",
+                    r->original_max_position_embeddings);
         add_member(t, "beta_fast", r->beta_fast);
         add_member(t, "beta_slow", r->beta_slow);
         add_member(t, "mscale", r->mscale);
@@ -518,7 +569,7 @@ static void add_rope(Text *t, const Config *c, bool v5)
 
 static void add_sizes(Text *t, const Config *c)
 {
-    for (size_t i = 0; i < sizeof size_keys / sizeof *size_keys; i++) {
+    for (size_t i = 0; i < LENGTH(size_keys); i++) {
         const SizeKey *k = &size_keys[i];
         const size_t *value =
             (const size_t *)(const void *)((const char *)c + k->offset);
