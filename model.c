@@ -264,9 +264,18 @@ static size_t blocks(size_t n)
 /* What a model_open carries. */
 typedef struct {
     Model *model;
+    const char *dir;
     bool *used;          /* (n_tensors) bound to a row of the table */
     Error *err;
 } Binding;
+
+/* Any shard could have held it. */
+static int missing(const Binding *b, const char *name, const char *why)
+{
+    const Safetensors *files = &b->model->files;
+    return fail(b->err, "%s: %s is missing%s",
+                files->n_files == 1 ? files->paths[0] : b->dir, name, why);
+}
 
 static int wrong(const Binding *b, const StTensor *t, const char *wanted,
                  const char *found)
@@ -303,8 +312,7 @@ static int bind_scale(const Binding *b, const TensorInfo *info)
     snprintf(name, sizeof name, "%s_scale_inv", info->name);
     const StTensor *t = st_find(files, name);
     if (!t)
-        return fail(b->err, "%s: %s is missing, which the FP8 tensor needs",
-                    files->paths[0], name);
+        return missing(b, name, ", which the FP8 tensor needs");
     b->used[t - files->tensors] = true;
     if (t->dtype != DT_F32)
         return wrong(b, t, "dtype F32", dtype_name(t->dtype));
@@ -370,8 +378,7 @@ static int bind_all(const Binding *b)
     while (tensor_next(&walk, &info)) {
         const StTensor *t = st_find(&m->files, info.name);
         if (t ? bind_tensor(b, &info, t) : !may_be_absent(m, &info))
-            return t ? -1 : fail(b->err, "%s: %s is missing",
-                                 m->files.paths[0], info.name);
+            return t ? -1 : missing(b, info.name, "");
     }
     if (m->config.tie_word_embeddings)
         m->lm_head = m->embed_tokens;
@@ -420,7 +427,7 @@ static int allocate_layers(Model *m, Error *err)
 
 int model_open(Model *m, const char *dir, Error *err)
 {
-    Binding b = {m, NULL, err};
+    Binding b = {m, dir, NULL, err};
     int failed = -1;
     memset(m, 0, sizeof *m);
     if (config_read(&m->config, dir, err))
@@ -447,9 +454,17 @@ void model_close(Model *m)
     memset(m, 0, sizeof *m);
 }
 
+static const char *file_of(const Model *m, const char *name)
+{
+    const StTensor *t = st_find(&m->files, name);
+    return t ? m->files.paths[t->file] : m->files.paths[0];
+}
+
 static int find_in_tensor(const TensorInfo *info, Error *err)
 {
     const Matrix *w = info->slot;
+    if (w->dtype == DT_F8_E4M3 && fp8_check(w, info->name, err))
+        return -1;
     float *row = allocate(w->cols, sizeof *row, "a row", err);
     int failed = row ? 0 : -1;
     for (size_t r = 0; r < w->rows && !failed; r++) {
@@ -469,15 +484,9 @@ int model_find_not_finite(const Model *m, Error *err)
     Model copy = *m;
     TensorWalk walk = tensor_walk(&copy.config, &copy);
     TensorInfo info;
-    while (tensor_next(&walk, &info)) {
-        if (!info.slot->data)
-            continue;
-        if (info.slot->dtype == DT_F8_E4M3
-            && fp8_check(info.slot, info.name, err))
-            return -1;
-        if (find_in_tensor(&info, err))
-            return -1;
-    }
+    while (tensor_next(&walk, &info))
+        if (info.slot->data && find_in_tensor(&info, err))
+            return fail(err, "%s: %s", file_of(m, info.name), err->text);
     return 0;
 }
 
