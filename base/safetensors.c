@@ -47,6 +47,11 @@ static int count_elements(const size_t *shape, int rank, DType dtype,
     return n > (size_t)PTRDIFF_MAX / dtype_size(dtype) ? -1 : 0;
 }
 
+typedef struct {
+    int length;
+    const char *text;
+} Excerpt;
+
 /* One file while it is read. */
 typedef struct {
     const char *path;
@@ -56,22 +61,37 @@ typedef struct {
     Error *err;
 } Shard;
 
+/* How the start of a value is written in the file, for a message. */
+static Excerpt excerpt(const Json *json, const JsonNode *node)
+{
+    size_t quote = json_type(node) == JSON_STRING ? 1 : 0;
+    size_t n = node->length + 2 * quote;
+    return (Excerpt){n < 40 ? (int)n : 40, json->text + node->start - quote};
+}
+
 static int read_dtype(const Shard *s, const JsonNode *entry, StTensor *t)
 {
     const JsonNode *node = json_get(&s->json, entry, "dtype");
-    char name[32];
-    long n = node != NULL ? json_string(&s->json, node, name, sizeof name)
-                          : -1;
     if (node == NULL || json_type(node) != JSON_STRING)
         return fail(s->err, "%s: tensor " NAME ": dtype: wanted a string, "
                     "found %s", s->path, t->name,
                     node != NULL ? json_type_name(node) : "none");
+    char name[16];
+    long n = json_string(&s->json, node, name, sizeof name);
     t->dtype = n < 0 ? DT_COUNT : dtype_parse(name, (size_t)n);
-    if (t->dtype == DT_COUNT)
-        return fail(s->err, "%s: tensor " NAME ": unknown dtype %.*s",
-                    s->path, t->name, n < 0 ? 40 : (int)n,
-                    n < 0 ? "whose name is too long" : name);
-    return 0;
+    if (t->dtype != DT_COUNT)
+        return 0;
+    Excerpt found = excerpt(&s->json, node);
+    return fail(s->err, "%s: tensor " NAME ": unknown dtype %.*s", s->path,
+                t->name, found.length, found.text);
+}
+
+static int refuse_size(const Shard *s, const char *tensor, const char *key,
+                       int i, const JsonNode *node)
+{
+    Excerpt found = excerpt(&s->json, node);
+    return fail(s->err, "%s: tensor " NAME ": %s[%d]: wanted a size, found "
+                "%.*s", s->path, tensor, key, i, found.length, found.text);
 }
 
 /* An array of integers from 0 up, at most `most` of them; how many, or -1. */
@@ -92,11 +112,7 @@ static int read_sizes(const Shard *s, const JsonNode *entry, const char *key,
     for (; item != NULL; item = json_next(&s->json, array, item)) {
         int64_t value;
         if (!json_integer(&s->json, item, 0, PTRDIFF_MAX, &value))
-            return fail(s->err, "%s: tensor " NAME ": %s[%d]: wanted an "
-                        "integer from 0 to %td, found %.*s", s->path, name,
-                        key, n, (ptrdiff_t)PTRDIFF_MAX,
-                        item->length < 40 ? (int)item->length : 40,
-                        s->json.text + item->start);
+            return refuse_size(s, name, key, n, item);
         sizes[n++] = (size_t)value;
     }
     return n;
@@ -709,8 +725,11 @@ static int check_names(const char *path, const StSpec *specs, size_t n,
         order[i] = &specs[i];
     qsort(order, n, sizeof *order, spec_by_name);
     int rc = 0;
-    for (size_t i = 1; i < n && rc == 0; i++) {
-        if (strcmp(order[i]->name, order[i - 1]->name) == 0)
+    for (size_t i = 0; i < n && rc == 0; i++) {
+        if (strcmp(order[i]->name, "__metadata__") == 0)
+            rc = fail(err, "%s: tensor __metadata__: a name that the format "
+                      "keeps for itself", path);
+        if (i > 0 && strcmp(order[i]->name, order[i - 1]->name) == 0)
             rc = fail(err, "%s: tensor " NAME ": given twice", path,
                       order[i]->name);
     }
