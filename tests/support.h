@@ -88,6 +88,57 @@ static inline double nmse(const float *found, const float *wanted, size_t n)
     return power > 0 ? error / power : error;
 }
 
+/* Weights ---------------------------------------------------------------- */
+
+/* (rows, cols) of mean 0 and standard deviation std, F32, BF16 or F8_E4M3
+ * with scales; to be freed. */
+static inline Matrix random_matrix(Random *r, size_t rows, size_t cols,
+                                   DType dtype, float std)
+{
+    size_t grid = (cols + F8_BLOCK - 1) / F8_BLOCK;
+    float *x = test_alloc(rows * cols, sizeof *x);
+    float *scale = test_alloc((rows / F8_BLOCK + 1) * grid, sizeof *scale);
+    uint16_t *half = test_alloc(rows * cols, sizeof *half);
+    Matrix m = {.dtype = dtype, .rows = rows, .cols = cols, .stride = cols};
+    random_normal(r, x, rows * cols, std);
+    for (size_t i = 0; i < rows * cols; i++)
+        half[i] = bf16_from_f32(x[i]);
+    for (size_t i = 0; i < rows && dtype == DT_F8_E4M3; i += F8_BLOCK)
+        fp8_quantize_rows((uint8_t *)half + i * cols,
+                          scale + i / F8_BLOCK * grid, x + i * cols,
+                          rows - i < F8_BLOCK ? rows - i : F8_BLOCK, cols,
+                          false);
+    m.data = dtype == DT_F32 ? (void *)x : half;
+    m.scale = dtype == DT_F8_E4M3 ? scale : NULL;
+    free(dtype == DT_F32 ? (void *)half : x);
+    if (dtype != DT_F8_E4M3)
+        free(scale);
+    return m;
+}
+
+static inline void matrix_free(Matrix *m)
+{
+    free((void *)(uintptr_t)m->data);
+    free((void *)(uintptr_t)m->scale);
+    m->data = m->scale = NULL;
+}
+
+/* One weight in double: an FP8 code times its scale is not rounded. */
+static inline double weight(const Matrix *m, size_t r, size_t k)
+{
+    size_t i = r * m->stride + k;
+    size_t grid = (m->cols + F8_BLOCK - 1) / F8_BLOCK;
+    size_t block = (m->row0 + r) / F8_BLOCK * grid + k / F8_BLOCK;
+    if (m->dtype == DT_F32)
+        return (double)((const float *)m->data)[i];
+    if (m->dtype == DT_BF16)
+        return (double)f32_from_bf16(((const uint16_t *)m->data)[i]);
+    return (double)e4m3_decode(((const uint8_t *)m->data)[i])
+           * (double)((const float *)m->scale)[block];
+}
+
+/* Places ----------------------------------------------------------------- */
+
 /* "DIR/name" of a new directory under TMPDIR, the same for the whole run of a
  * test program. */
 static inline const char *scratch(const char *name)
