@@ -24,8 +24,10 @@ accepts = $(shell mkdir -p $(BUILD) && echo 'int probe;' >$(BUILD)/probe.c && \
 
 OPT      := -O3 $(call accepts,-march=native)
 # Contraction to fma is the source's to decide, never the compiler's: the same
-# bits everywhere depend on it (docs/numerics.md).
-FLAGS    := -std=c99 $(call accepts,-ffp-contract=off)
+# bits everywhere depend on it (docs/numerics.md). On s390x standard C would
+# widen float to double: the second flag says not to.
+FLAGS    := -std=c99 $(call accepts,-ffp-contract=off) \
+            $(call accepts,-fexcess-precision=fast)
 WARNINGS := $(call accepts,-pedantic) $(call accepts,-Wall) \
             $(call accepts,-Wextra) $(call accepts,-Wconversion) \
             $(call accepts,-Wshadow) $(if $(WERROR),-Werror)

@@ -10,7 +10,7 @@
 
 #define AT(field) offsetof(Arguments, field)
 
-static const double MANY = 1e15; /* a bound for whole numbers, exact */
+#define MANY 1e15 /* a bound for whole numbers, exact in double */
 
 static const Option options[O_COUNT] = {
     [O_PROMPT] = {"-p", OPTION_TEXT, AT(prompt), "TEXT", 0, 0,
