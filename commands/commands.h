@@ -114,8 +114,8 @@ typedef struct {
 
 int print_id(Printer *p, int32_t id, Error *err);
 void printer_close(Printer *p);
-/* Generates from n ids after those in the cache, at most `most` and as many as
- * fit, and ends the line. */
+/* Generates from n ids after those in the cache, `most` at most, and ends the
+ * line. */
 int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
                     Printer *p, GenerateStats *stats, Error *err);
 /* The one line about the run on stderr. */

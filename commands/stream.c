@@ -210,9 +210,7 @@ static int sink(void *printer, int32_t id, Error *err)
 int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
                     Printer *p, GenerateStats *stats, Error *err)
 {
-    size_t used = r->session.pos + n, ctx = r->session.options.ctx;
-    size_t room = used <= ctx ? ctx - used + 1 : 1;
-    r->generate.n = most < room ? most : room;
+    r->generate.n = most;
     interrupted = 0;
     int status = generate(&r->session, ids, n, &r->generate, sink, p, stats,
                           err);
