@@ -412,6 +412,14 @@ static int read_flag(const Document *d, const JsonNode *object,
     return 0;
 }
 
+static int wrong_id(const Document *d, const JsonNode *node, int32_t id)
+{
+    char name[100], what[130];
+    snprintf(what, sizeof what, "%ld for %s", (long)id,
+             doc_shown(d, doc_get(d, node, "content"), name, sizeof name));
+    return doc_wanted(d, "added_tokens.id", what, doc_get(d, node, "id"));
+}
+
 /* Finds or makes the token that stands, n bytes long, at vocabulary_next. The
  * Hugging Face tokenizers number a new one *next, whatever the file says: a
  * file that says otherwise has no certain meaning. */
@@ -419,16 +427,14 @@ static int place_added(Tokenizer *t, const Document *d, const JsonNode *node,
                        size_t n, int64_t *next, AddedToken *token)
 {
     Vocabulary *v = &t->vocabulary;
+    const JsonNode *number = doc_get(d, node, "id");
     size_t room;
-    const char *text = vocabulary_next(v, &room);
-    int32_t known = vocabulary_find(v, text, n);
-    char want[60];
-    token->id = known < 0 ? (int32_t)*next : known;
-    snprintf(want, sizeof want, "%ld for %.30s", (long)token->id, text);
+    int32_t known = vocabulary_find(v, vocabulary_next(v, &room), n);
     int64_t id;
-    if (!json_integer(&d->json, doc_get(d, node, "id"), token->id, token->id,
-                      &id))
-        return doc_wanted(d, "added_tokens.id", want, doc_get(d, node, "id"));
+    token->id = known < 0 ? (int32_t)*next : known;
+    if (number == NULL || !json_integer(&d->json, number, token->id,
+                                        token->id, &id))
+        return wrong_id(d, node, token->id);
     if (known < 0 && vocabulary_add(v, n, (uint32_t)id, true, d->err) != 0)
         return doc_in_file(d, "added_tokens");
     if (id >= *next)
@@ -452,8 +458,6 @@ static int read_added(Tokenizer *t, const Document *d, const JsonNode *node,
                              : json_string(&d->json, content, text, room);
     if (n <= 0)
         return doc_wanted(d, "added_tokens.content", "a string", content);
-    if (doc_get(d, node, "id") == NULL)
-        return doc_wanted(d, "added_tokens.id", "a number", NULL);
     if (doc_refuse_on(d, node, off) != 0
         || read_flag(d, node, "normalized", &normalized) != 0
         || read_flag(d, node, "special", &token.special) != 0
@@ -530,14 +534,14 @@ static ChatTemplate recognise(const char *text)
         const char *with[3], *without;
     } known[] = {
         { TEMPLATE_V31, { "<｜User｜>", "thinking is defined",
-                          "split('</think>', 1)[1]" }, "'<think>\n" },
+                          "split('</think>', 1)[1]" }, "split('</think>')" },
         { TEMPLATE_R1, { "<｜User｜>", "<｜tool▁outputs▁begin｜>",
                          "split('</think>')[-1]" }, "thinking is defined" },
-        { TEMPLATE_V3, { "<｜User｜>", "<｜tool▁outputs▁begin｜>",
-                         "is_first_sp" }, "think>" },
         { TEMPLATE_V25, { "<｜User｜>", "<｜tool▁outputs▁begin｜>",
                           "ns.system_prompt = message['content']" },
           "think>" },
+        { TEMPLATE_V3, { "<｜User｜>", "<｜tool▁outputs▁begin｜>",
+                         "is_first_sp" }, "think>" },
         { TEMPLATE_V2, { "{{ 'User: ' + message['content'] + '",
                          "{{ 'Assistant: ' + message['content'] + eos_token",
                          "{{ 'Assistant:' }}" }, "<｜User｜>" }
