@@ -45,6 +45,7 @@ CHECKS  = $(wildcard tests/check_*.sh)
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
 .PHONY: all portable run test check identical bench install clean help FORCE
+MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -58,10 +59,11 @@ run: $(PROGRAM) ## tell a story from the model in models/
 	    --temp 0.7 --seed 1
 
 test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
-	@DEEPSEEK=./$(PROGRAM) sh tests/run.sh $(TESTS)
+	@DEEPSEEK=$(abspath $(PROGRAM)) sh tests/run.sh $(TESTS)
 
 check: test ## the tests, and that every equation stands above its lines
-	@for check in $(CHECKS); do sh $$check || exit 1; done
+	@for check in $(CHECKS); do \
+	    DEEPSEEK=$(abspath $(PROGRAM)) sh $$check || exit 1; done
 
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh
