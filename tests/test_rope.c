@@ -321,10 +321,10 @@ static double score(const Rope *r, const float *q, size_t m, const float *k,
     return dot;
 }
 
-/* With |x| <= 1 and u = 2^-24 a turned number a cos - b sin is off by at most
- * 2 u/2 (cos, sin), u/2·√2 (the product) and u/2·√2 (the sum), below 2.5 u;
- * no turned number exceeds √2. So a score of 64 products is off by at most
- * 64·2·√2·2.5 u, two of them by twice that. */
+/* With |x| <= 1 and u = 2^-24 a turned number a cos - b sin is off by at
+ * most 2 u/2 (cos, sin), u/2·√2 (the product) and u/2·√2 (the sum), below
+ * 2.5 u; no turned number exceeds √2. So a score of 64 products is off by at
+ * most 64·2·√2·2.5 u, two of them by twice that. */
 static void test_only_the_distance_matters(void **state)
 {
     const double bound = 2 * 64 * 2 * 1.4143 * 2.5 * 0x1p-24;
