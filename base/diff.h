@@ -9,15 +9,18 @@ typedef struct {
     const char *name;
     bool missing;          /* only in the first file */
     bool shape_differs;
-    bool same_bits;
-    size_t elements, differing;
-    double nmse;           /* Σ(a-b)² / Σa² */
+    bool same_bits;        /* and the same dtype */
+    size_t elements;
+    size_t differing;      /* elements whose values differ: -0 equals +0 */
+    double nmse;           /* Σ(a-b)² / Σa², sums in ascending order */
     double max_abs;        /* greatest |a-b| */
-    size_t worst;          /* its flat index */
+    size_t worst;          /* its flat index, the first one */
 } DiffRow;
 
 /* Compares one tensor of a with its namesake in b; b may be NULL. Values of
- * any float or integer dtype are compared as double, NaN equal to NaN. */
+ * any dtypes are compared as double (which rounds integers beyond 2^53), NaN
+ * equal to NaN and infinitely far from all else. Infinities and NaN of a are
+ * left out of Σa²; where that is 0, a difference makes nmse infinite. */
 int diff_tensor(DiffRow *row, const StTensor *a, const StTensor *b,
                 Error *err);
 

@@ -87,19 +87,19 @@ static int fail_to(const char *verb, const char *path, Error *err)
 
 bool path_exists(const char *path)
 {
-    struct stat s;
+    struct stat s = {0};
     return stat(path, &s) == 0;
 }
 
 bool path_is_dir(const char *path)
 {
-    struct stat s;
+    struct stat s = {0};
     return stat(path, &s) == 0 && S_ISDIR(s.st_mode);
 }
 
 static bool is_regular(const char *path)
 {
-    struct stat s;
+    struct stat s = {0};
     return stat(path, &s) == 0 && S_ISREG(s.st_mode);
 }
 
@@ -148,7 +148,7 @@ static void remove_temp(const char *path)
 /* Maps a regular file that is not empty; false where that cannot be done. */
 static bool map(File *file, FILE *in)
 {
-    struct stat s;
+    struct stat s = {0};
     if (fstat(fileno(in), &s) != 0 || !S_ISREG(s.st_mode) || s.st_size <= 0
         || (uintmax_t)s.st_size > PTRDIFF_MAX)
         return false;
@@ -283,8 +283,13 @@ static FILE *open_stream(const char *path, Error *err)
 {
     errno = 0;
     FILE *in = fopen(path, "rb");
-    if (in == NULL)
+    if (in == NULL) {
         fail_to("open", path, err);
+    } else if (path_is_dir(path)) {
+        fclose(in); /* what reading it would say differs between systems */
+        in = NULL;
+        fail(err, "%s: cannot read: is a directory", path);
+    }
     return in;
 }
 

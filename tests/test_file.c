@@ -54,7 +54,7 @@ static void test_unreadable(void **state)
     temp_write("plain", "x", 1);
     assert_refused("absent", "absent: cannot open: No such file or directory");
     assert_refused("plain/x", "plain/x: cannot open: Not a directory");
-    assert_refused("dir", "dir: cannot read: Is a directory");
+    assert_refused("dir", "dir: cannot read: is a directory");
     if (geteuid() == 0)
         return; /* root may read everything */
     chmod("plain", 0);

@@ -3,6 +3,7 @@
 #include "base/os.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -43,6 +44,21 @@ static void test_memory(void **state)
     assert_true(after >= before);
 }
 
+/* All that arrives until nothing has for a while: a terminal is slow. */
+static size_t listen_to(int fd, char *text, size_t n)
+{
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    size_t length = 0;
+    while (poll(&wait, 1, 300) == 1 && length < n) {
+        ssize_t got = read(fd, text + length, n - length);
+        if (got <= 0)
+            break;
+        length += (size_t)got;
+    }
+    text[length] = 0;
+    return length;
+}
+
 /* What progress writes to stderr while that is the stream of this fd. */
 static size_t show(int fd, int listen, double age, double done, char *text,
                    size_t n)
@@ -59,9 +75,7 @@ static size_t show(int fd, int listen, double age, double done, char *text,
     progress_end(&p);
     dup2(old, STDERR_FILENO);
     close(old);
-    ssize_t got = read(listen, text, n - 1);
-    text[got > 0 ? got : 0] = 0;
-    return strlen(text);
+    return listen_to(listen, text, n - 1);
 }
 
 static void test_progress_file(void **state)

@@ -492,7 +492,7 @@ static void test_directory(void **state)
     st_close(&st);
     assert_int_equal(unlink("d/model.safetensors"), 0);
     assert_int_equal(mkdir("d/model.safetensors", 0777), 0);
-    assert_refused("d", "d/model.safetensors: cannot read: Is a directory");
+    assert_refused("d", "d/model.safetensors: cannot read: is a directory");
 }
 
 /* One thing to write: specs, and the bytes of each. */
