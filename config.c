@@ -85,17 +85,23 @@ static const char *const topk_methods[] = {"greedy", "group_limited_greedy",
                                            "noaux_tc"};
 static const char *const scoring_funcs[] = {"softmax", "sigmoid"};
 
-/* The value's own text, for messages: at most 60 bytes of it, whole
- * characters. */
-static int refuse(const Source *s, const char *key, const JsonNode *found,
-                  const char *wanted)
+/* With the value's own text, at most 60 bytes of it, whole characters. */
+static int refuse_as(const Source *s, const char *key, const JsonNode *found,
+                     const char *wanted, const char *quote)
 {
     const char *text = s->json.text + found->start;
     int n = found->length > 60 ? 60 : (int)found->length;
     while (n < (int)found->length && ((unsigned char)text[n] & 0xc0) == 0x80)
         n--;
-    return fail(s->err, "%s: %s: wanted %s, found %.*s", s->path, key, wanted,
-                n, text);
+    return fail(s->err, "%s: %s: wanted %s, found %s%.*s%s", s->path, key,
+                wanted, quote, n, text, quote);
+}
+
+static int refuse(const Source *s, const char *key, const JsonNode *found,
+                  const char *wanted)
+{
+    return refuse_as(s, key, found, wanted,
+                     json_type(found) == JSON_STRING ? "\"" : "");
 }
 
 static bool is_null(const JsonNode *node)
@@ -171,7 +177,7 @@ static int read_choice(const Source *s, const JsonNode *object,
         snprintf(wanted + at, sizeof wanted - at, "%s%s", i ? " or " : "",
                  names[i]);
     }
-    return refuse(s, key, node, wanted);
+    return refuse_as(s, key, node, wanted, "");
 }
 
 static int read_model_type(const Source *s, Config *c)
@@ -203,7 +209,10 @@ static int read_fixed(const Source *s, const JsonNode *object,
             && (json_type(node) != keys[i].type
                 || (keys[i].type == JSON_STRING
                     && !json_equals(&s->json, node, keys[i].only))))
-            return refuse(s, keys[i].key, node, keys[i].only);
+            return refuse_as(s, keys[i].key, node, keys[i].only,
+                             json_type(node) == JSON_STRING
+                                     && keys[i].type != JSON_STRING
+                                 ? "\"" : "");
     }
     return 0;
 }

@@ -170,6 +170,15 @@ static inline char *scratch_dup(const char *name)
     return strcpy(copy, path);
 }
 
+/* A file, in place of any; without the sync of file_write, which is slow. */
+static inline void put_file(const char *path, const void *bytes, size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+}
+
 /* The tensor of this name, which must be there, in memory to be freed. */
 static inline void *golden(const Safetensors *st, const char *name,
                            DType type, size_t *rows, size_t *cols)

@@ -765,7 +765,7 @@ static char *spoiled_copy(const char *name, const char *tensor, size_t i,
     snprintf(from, sizeof from, MODELS "%s/config.json", name);
     must(file_open(&file, from, &err), &err);
     snprintf(path, sizeof path, "%s/config.json", to);
-    must(file_write(path, true, file.data, file.size, &err), &err);
+    put_file(path, file.data, file.size);
     file_close(&file);
     snprintf(from, sizeof from, MODELS "%s/model.safetensors", name);
     must(st_open(&st, from, &err), &err);
@@ -775,7 +775,7 @@ static char *spoiled_copy(const char *name, const char *tensor, size_t i,
     memcpy((unsigned char *)file.data + (t->data - st.files[0].data) + 2 * i,
            &bits, 2);
     snprintf(path, sizeof path, "%s/model.safetensors", to);
-    must(file_write(path, true, file.data, file.size, &err), &err);
+    put_file(path, file.data, file.size);
     file_close(&file);
     st_close(&st);
     return to;
