@@ -19,7 +19,8 @@ int print_text(Text *t, Error *err)
 {
     if (t->failed)
         return fail(err, "not enough memory for the output");
-    fwrite(t->text, 1, t->length, stdout);
+    if (t->length > 0)
+        fwrite(t->text, 1, t->length, stdout);
     t->length = 0;
     return flush_stdout(err);
 }

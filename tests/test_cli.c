@@ -542,6 +542,7 @@ static void an_answer_depends_on_the_text_alone(void **state)
     (void)state;
     run_with("and\nthe\n", "chat m --template v3 -n 5");
     char *answers = strdup(last.out), *second = strchr(answers, '\n');
+    assert_non_null(second);
     *second++ = '\0';
     assert_non_null(strstr(answers, "\xef\xbf\xbd"));
     assert_ptr_equal(strchr(second, '\n'), second + strlen(second) - 1);
