@@ -16,6 +16,7 @@ BUILD   = build
 PROGRAM = deepseek
 PREFIX  = /usr/local
 MODEL   = models/stories
+FUZZ    = 20
 
 # The flags of its argument, if the compiler takes them without a word.
 accepts = $(shell mkdir -p $(BUILD) && echo 'int probe;' >$(BUILD)/probe.c && \
@@ -44,7 +45,7 @@ BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
 CHECKS  = $(wildcard tests/check_*.sh)
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check identical bench install clean help FORCE
+.PHONY: all portable run test check identical fuzz bench install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -67,6 +68,9 @@ check: test ## the tests, and that every equation stands above its lines
 
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh
+
+fuzz: ## search for inputs that break a reader, FUZZ seconds each
+	sh tests/fuzz.sh $(FUZZ)
 
 bench: $(PROGRAM) $(BENCHES) ## measure
 	@for bench in $(BENCHES); do ./$$bench || exit 1; done
@@ -91,6 +95,9 @@ $(PROGRAM): $(COMMANDS:%.c=$(BUILD)/%.o) $(OBJECTS)
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CMOCKA) $(LDLIBS)
+
+$(BUILD)/library.a: $(OBJECTS)
+	rm -f $@ && $(AR) rc $@ $^
 
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)

@@ -1,0 +1,83 @@
+#!/bin/sh
+# check_faults.sh: each allocation, read, write, mapping and renaming fails
+# once in turn, in every command.
+#
+# tests/fault.c does that, under AddressSanitizer. Each run must end well or
+# with status 1 and one line, leak nothing, leave no temporary file, and keep
+# or replace the file that it was to write, never half of it.
+# Linux with glibc and gcc; elsewhere it says so and passes.
+# usage: tests/check_faults.sh [COMMAND-PATTERN]
+set -u
+pattern=${1:-*}
+root=build/faults
+calls='malloc calloc realloc fopen64 fdopen fread fwrite fflush fclose fseek
+ftell fsync rename open64 fstat64 mmap64 mkdir'
+wraps=
+for call in $calls; do wraps="$wraps -Wl,--wrap=$call"; done
+
+mkdir -p "$root"
+{ gcc -D_GNU_SOURCE -c -o "$root/fault.o" tests/fault.c &&
+    make -s CC=gcc OPT='-O1 -g -fsanitize=address' BUILD="$root" \
+        LDFLAGS="$wraps $root/fault.o" PROGRAM="$root/deepseek" \
+        "$root/deepseek"; } >"$root/log" 2>&1 || {
+    echo "faults: skipped, no build with --wrap here, see $root/log"
+    exit 0
+}
+program=$PWD/$root/deepseek
+work=$PWD/$root/work
+model=$PWD/tests/data/models/k1-v2-lite
+fp8=$PWD/tests/data/models/fp8-sharded
+words=$PWD/tests/data/tokenizer/v3
+story=$PWD/models/stories
+config=$PWD/tests/data/models/k3-v3/config.json
+runs=0 failed=0
+
+complain() {
+    echo "faults: $name, call $n ($(cat "$work/mark")): $1"
+    failed=$((failed + 1))
+}
+
+# One run in which call n fails; false when there are fewer calls.
+one() {
+    rm -rf "$work" && mkdir -p "$work/out"
+    echo old >"$work/out/old"
+    (cd "$work/out" && FAULT_AT=$n FAULT_MARK=$work/mark \
+        ASAN_OPTIONS=exitcode=23:allocator_may_return_null=1 \
+        "$program" "$@" >"$work/stdout" 2>"$work/stderr" </dev/null)
+    status=$?
+    [ -e "$work/mark" ] || return 1
+    runs=$((runs + 1))
+    case $status in
+    0) ;;
+    1) [ "$(wc -l <"$work/stderr")" = 1 ] ||
+        complain "$(wc -l <"$work/stderr") lines on stderr" ;;
+    *) complain "status $status: $(grep -m1 ERROR "$work/stderr")" ;;
+    esac
+    left=$(ls "$work/out" | grep -cvx -e old -e new)
+    [ "$left" = 0 ] || complain "left $(ls "$work/out" | tr '\n' ' ')"
+    [ "$status" = 0 ] || [ "$(cat "$work/out/old")" = old ] ||
+        complain "spoiled the old file"
+}
+
+try() {
+    name=$1
+    shift
+    case $name in $pattern) ;; *) return ;; esac
+    n=1 before=$runs
+    while one "$@"; do n=$((n + 1)); done
+    echo "faults: $name, $((runs - before)) calls"
+}
+
+try info info "$fp8"
+try info-config info "$config" --json
+try generate generate "$model" --ids 1,2,3 --print-ids -n 4 --temp 0.8
+try trace trace "$model" --ids 1,2,3 -o old --force --only 'model.l*.mlp*'
+try trace-new trace "$fp8" --ids 1,2,3 -o new --only logits
+try init init "$config" -o new --dtype fp8
+try tokenize tokenize "$words" "$PWD/README.md"
+try diff diff "$model/golden/golden.safetensors" \
+    "$model/golden/golden.safetensors"
+try eval eval "$story" "$PWD/tests/cmocka.sh" --ctx 512
+
+echo "faults: $runs runs, $failed complaints"
+[ "$failed" = 0 ]
