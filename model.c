@@ -673,32 +673,46 @@ static int copy_beside(const char *config_path, const char *name,
     return failed;
 }
 
+static const char *const init_names[] = {
+    "model.safetensors", "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json"};
+
+enum { INIT_FILES = sizeof init_names / sizeof *init_names };
+
+/* Every file's path; without force none of them may exist. */
+static int init_paths(char *paths[INIT_FILES], const char *dir, bool force,
+                      Error *err)
+{
+    for (int i = 0; i < INIT_FILES; i++) {
+        paths[i] = path_join(dir, init_names[i], err);
+        if (!paths[i])
+            return -1;
+        if (!force && path_exists(paths[i]))
+            return fail(err, "%s exists; --force overwrites it", paths[i]);
+    }
+    return 0;
+}
+
 int model_init(const Config *c, const char *config_path, const char *dir,
                bool force, DType dtype, uint64_t seed, double std, Error *err)
 {
-    static const char *const names[] = {
-        "model.safetensors", "config.json", "generation_config.json",
-        "tokenizer.json", "tokenizer_config.json"};
-    enum { N = sizeof names / sizeof *names };
-    char *paths[N] = {0};
-    int failed = 0;
-    for (int i = 0; i < N && !failed; i++) {
-        paths[i] = path_join(dir, names[i], err);
-        failed = paths[i] ? 0 : -1;
-        if (!failed && !force && path_exists(paths[i]))
-            failed = fail(err, "%s exists; --force overwrites it", paths[i]);
-    }
-    if (!failed && !make_dir(dir, err)) {
+    char *paths[INIT_FILES] = {0};
+    bool existed = path_is_dir(dir);
+    int failed = init_paths(paths, dir, force, err);
+    if (!failed && !(failed = make_dir(dir, err))) {
         failed = write_weights(c, paths[0], force, dtype, seed, std, err)
                  || config_write(c, dtype, paths[1], force, err)
                  || config_write_generation(c, paths[2], force, err)
-                 || copy_beside(config_path, names[3], paths[3], force, err)
-                 || copy_beside(config_path, names[4], paths[4], force, err);
-        if (failed)
-            remove(dir);    /* goes only if it is empty */
-    } else
-        failed = -1;
-    for (int i = 0; i < N; i++)
+                 || copy_beside(config_path, init_names[3], paths[3], force,
+                                err)
+                 || copy_beside(config_path, init_names[4], paths[4], force,
+                                err);
+        for (int i = 0; i < INIT_FILES && failed && !force; i++)
+            remove(paths[i]);  /* none was there before */
+        if (failed && !existed)
+            remove(dir);
+    }
+    for (int i = 0; i < INIT_FILES; i++)
         free(paths[i]);
     return failed ? -1 : 0;
 }
