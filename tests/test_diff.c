@@ -67,6 +67,8 @@ static void test_zeros(void **state)
     DiffRow row = compare_f32(x, y, 2);
     assert_false(row.same_bits);
     assert_true(row.differing == 0 && row.nmse == 0 && row.max_abs == 0);
+    row = compare_f32(x, y, 1);
+    assert_true(!row.same_bits && row.nmse == 0);
     row = compare_f32(z, w, 2);
     assert_true(row.differing == 1 && isinf(row.nmse) && row.max_abs == 2);
     assert_int_equal(row.worst, 1);
@@ -175,6 +177,9 @@ static void test_mixed_dtypes(void **state)
     StTensor a = vector(DT_F32, x, 2), b = vector(DT_I32, y, 2);
     DiffRow row = compare(&a, &b);
     assert_true(!row.same_bits && row.differing == 0 && row.nmse == 0);
+    b = vector(DT_I32, x, 2); /* the same bytes, other values */
+    row = compare(&a, &b);
+    assert_true(!row.same_bits && row.differing == 2);
 }
 
 int main(void)

@@ -26,6 +26,8 @@ static void test_controls(void **state)
     Error err;
     fail(&err, "%s", "a\nb\033[1mc\177d\xc2\x9b" "e\xc3\xa9\xc2\xa0");
     assert_string_equal(err.text, "a?b?[1mc?d??e\xc3\xa9\xc2\xa0");
+    fail(&err, "%s", "\x1f \x01");
+    assert_string_equal(err.text, "? ?");
     fail(&err, "%s", "\xc2"); /* the text may end there */
     assert_string_equal(err.text, "\xc2");
 }
@@ -61,11 +63,13 @@ static void test_full(void **state)
 {
     (void)state;
     Error err;
-    char text[sizeof err.text];
+    char text[sizeof err.text + 1];
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = 0;
-    fail(&err, "%s", text);
-    assert_string_equal(err.text, text);
+    fail(&err, "%s", text + 1);
+    assert_string_equal(err.text, text + 1);
+    fail(&err, "%s", text); /* one more than fits */
+    assert_string_equal(err.text + sizeof err.text - 5, "x...");
 }
 
 static void test_allocate(void **state)

@@ -192,6 +192,10 @@ static void test_misuse(void **state)
     trace_put(trace, "x", DT_F32, x, 2, SHAPE(2, 1));
     end_with(trace, "m: tensor x: traced with two shapes or types");
     trace = begin("m", NULL);
+    trace_put(trace, "x", DT_F32, x, 2, SHAPE(2, 1));
+    trace_put(trace, "x", DT_F32, x, 1, SHAPE(2));
+    end_with(trace, "m: tensor x: traced with two shapes or types");
+    trace = begin("m", NULL);
     trace_put(trace, "x", DT_F32, x, 0, NULL);
     end_with(trace, "m: tensor x: wanted rank 1 to 8, got 0");
     trace = begin("m", NULL);
