@@ -128,6 +128,7 @@ check_command()
     shift
     for word in "$@"; do
         case $word in
+        --help) ;;
         -[a-z]|--[a-z]*)
             grep -q -e "^ *${word%%=*}\( \|\$\)" "$help" ||
                 complain "$where: $1 has no option $word" ;;
