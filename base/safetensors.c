@@ -554,22 +554,31 @@ static int open_index(Safetensors *st, const char *dir, const char *path,
     return rc;
 }
 
+static int open_single(Safetensors *st, const char *path, Error *err)
+{
+    return open_one(st, path, err) == 0 ? sort_tensors(st, err) : -1;
+}
+
+static int open_either(Safetensors *st, const char *dir, const char *single,
+                       const char *index, Error *err)
+{
+    if (path_exists(single))
+        return open_single(st, single, err);
+    if (path_exists(index))
+        return open_index(st, dir, index, err);
+    return fail(err, "%s: wanted model.safetensors or "
+                "model.safetensors.index.json, found neither", dir);
+}
+
 static int open_dir(Safetensors *st, const char *dir, Error *err)
 {
-    char *one = path_join(dir, "model.safetensors", err);
-    char *many = path_join(dir, "model.safetensors.index.json", err);
+    char *single = path_join(dir, "model.safetensors", err);
+    char *index = path_join(dir, "model.safetensors.index.json", err);
     int rc = -1;
-    if (one == NULL || many == NULL)
-        rc = -1;
-    else if (path_exists(one))
-        rc = open_one(st, one, err) == 0 ? sort_tensors(st, err) : -1;
-    else if (path_exists(many))
-        rc = open_index(st, dir, many, err);
-    else
-        fail(err, "%s: wanted model.safetensors or "
-             "model.safetensors.index.json, found neither", dir);
-    free(one);
-    free(many);
+    if (single != NULL && index != NULL)
+        rc = open_either(st, dir, single, index, err);
+    free(single);
+    free(index);
     return rc;
 }
 
@@ -577,7 +586,7 @@ int st_open(Safetensors *st, const char *path, Error *err)
 {
     *st = (Safetensors){0};
     int rc = path_is_dir(path) ? open_dir(st, path, err)
-           : open_one(st, path, err) == 0 ? sort_tensors(st, err) : -1;
+                               : open_single(st, path, err);
     if (rc != 0)
         st_close(st);
     return rc;

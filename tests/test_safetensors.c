@@ -474,6 +474,12 @@ static void test_index(void **state)
     assert_null(st_find(&st, "x"));
     assert_int_equal(*st_find(&st, "y")->data, 1);
     st_close(&st);
+    write_text(INDEX, MAP("'z':'q.safetensors','y':'p.safetensors'"));
+    assert_int_equal(st_open(&st, "m", &err), 0);
+    assert_int_equal(st.n_tensors, 2);
+    assert_non_null(st_find(&st, "y"));
+    assert_non_null(st_find(&st, "z"));
+    st_close(&st);
 }
 
 static void test_directory(void **state)
