@@ -113,85 +113,126 @@ static int read_vocabulary(Tokenizer *t, const Document *d,
             return -1;
         key = json_next(&d->json, vocab, value);
     }
+    if (vocabulary_index(&t->vocabulary, d->err) != 0)
+        return doc_in_file(d, "vocab");
     return 0;
 }
 
-/* ["a", "b"] as "ab"; b begins at *split. */
-static bool read_two(const Json *json, const JsonNode *node, char *ab,
-                     size_t cap, size_t *split, size_t *n)
+typedef struct {
+    char *ab;                /* the two tokens joined, n bytes */
+    size_t split, n;         /* b begins at split */
+    uint32_t left_hash, right_hash;
+    int32_t left, right, id; /* of a, b and ab */
+} Pair;
+
+/* ["a", "b"] */
+static bool read_two(const Json *json, const JsonNode *node, Pair *p,
+                     size_t cap)
 {
     const JsonNode *a = json_first(json, node);
     if (node->size != 2)
         return false;
-    long left = json_string(json, a, ab, cap);
+    long left = json_string(json, a, p->ab, cap);
     if (left < 0)
         return false;
-    long right = json_string(json, json_next(json, node, a), ab + left,
+    long right = json_string(json, json_next(json, node, a), p->ab + left,
                              cap - (size_t)left);
-    *split = (size_t)left;
-    *n = (size_t)(left + right);
+    p->split = (size_t)left;
+    p->n = (size_t)(left + right);
     return right >= 0;
 }
 
-/* "a b" as "ab"; b begins at *split. */
-static bool read_blank(const Json *json, const JsonNode *node, char *ab,
-                       size_t cap, size_t *split, size_t *n)
+/* "a b" */
+static bool read_blank(const Json *json, const JsonNode *node, Pair *p,
+                       size_t cap)
 {
-    long length = json_string(json, node, ab, cap);
-    char *blank = length < 0 ? NULL : memchr(ab, ' ', (size_t)length);
+    long n = json_string(json, node, p->ab, cap);
+    char *blank = n < 0 ? NULL : memchr(p->ab, ' ', (size_t)n);
     if (blank == NULL)
         return false;
-    *split = (size_t)(blank - ab);
-    *n = (size_t)length - 1;
-    memmove(blank, blank + 1, *n - *split);
-    return memchr(blank, ' ', *n - *split) == NULL;
+    p->split = (size_t)(blank - p->ab);
+    p->n = (size_t)n - 1;
+    memmove(blank, blank + 1, p->n - p->split);
+    return memchr(blank, ' ', p->n - p->split) == NULL;
 }
 
-/* The id of the two joined. Most vocabularies number them in order: the guess
- * saves a search. */
-static int32_t find_joined(const Vocabulary *v, const char *ab, size_t n,
-                           int32_t last)
+static int read_pair(const Document *d, const JsonNode *node, Pair *p,
+                     size_t cap)
 {
-    return vocabulary_spells(v, (int64_t)last + 1, ab, n)
-         ? last + 1 : vocabulary_find(v, ab, n);
-}
-
-/* *id: what the merge before this one made, then what this one makes. */
-static int read_merge(Tokenizer *t, const Document *d, const JsonNode *node,
-                      char *ab, size_t cap, int32_t *id)
-{
-    const Vocabulary *v = &t->vocabulary;
-    size_t split, n;
     bool two = json_type(node) == JSON_ARRAY
-             ? read_two(&d->json, node, ab, cap, &split, &n)
-             : read_blank(&d->json, node, ab, cap, &split, &n);
+             ? read_two(&d->json, node, p, cap)
+             : read_blank(&d->json, node, p, cap);
     if (!two)
         return doc_wanted(d, "merges", "two tokens", node);
-    int32_t left = vocabulary_find(v, ab, split);
-    int32_t right = vocabulary_find(v, ab + split, n - split);
-    *id = find_joined(v, ab, n, *id);
-    if (left < 0 || right < 0 || *id < 0)
-        return fail(d->err, "%s: merges: wanted tokens of the vocabulary, "
-                    "found %.*s and %.*s", d->path, (int)split, ab,
-                    (int)(n - split), ab + split);
-    if (merges_add(&t->merges, (uint32_t)left, (uint32_t)right,
-                   (uint32_t)*id, d->err) != 0)
+    p->left_hash = spelling_hash(p->ab, p->split);
+    p->right_hash = spelling_hash(p->ab + p->split, p->n - p->split);
+    return 0;
+}
+
+/* last: the id that the merge before this one made. Most vocabularies number
+ * them in order: the guess saves a search. */
+static int find_tokens(const Vocabulary *v, const Document *d, Pair *p,
+                       int32_t last)
+{
+    p->left = vocabulary_find_hash(v, p->ab, p->split, p->left_hash);
+    p->right = vocabulary_find_hash(v, p->ab + p->split, p->n - p->split,
+                                    p->right_hash);
+    p->id = last + 1;
+    if (!vocabulary_spells(v, p->id, p->ab, p->n))
+        p->id = vocabulary_find(v, p->ab, p->n);
+    if (p->left >= 0 && p->right >= 0 && p->id >= 0)
+        return 0;
+    return fail(d->err, "%s: merges: wanted tokens of the vocabulary, found "
+                "%.*s and %.*s", d->path, (int)p->split, p->ab,
+                (int)(p->n - p->split), p->ab + p->split);
+}
+
+static int add_merge(Merges *m, const Document *d, const Pair *p)
+{
+    if (merges_add(m, (uint32_t)p->left, (uint32_t)p->right, (uint32_t)p->id,
+                   d->err) != 0)
         return doc_in_file(d, "merges");
     return 0;
+}
+
+enum { BLOCK = 64 };
+
+/* Reads up to BLOCK merges from *node on into text, then looks them all up,
+ * then adds them: twice as fast as one after another. *id: made by the last
+ * merge. */
+static int read_block(Tokenizer *t, const Document *d, const JsonNode *merges,
+                      const JsonNode **node, char *text, int32_t *id)
+{
+    Pair pairs[BLOCK];
+    size_t n = 0, used = 0;
+    int status = 0;
+    for (; status == 0 && n < BLOCK && *node != NULL; n++) {
+        pairs[n].ab = text + used;
+        status = read_pair(d, *node, &pairs[n], d->json.length + 1 - used);
+        used += status == 0 ? pairs[n].n : 0;
+        *node = doc_each(d, merges, *node);
+    }
+    for (size_t i = 0; status == 0 && i < n; i++) {
+        status = find_tokens(&t->vocabulary, d, &pairs[i], *id);
+        *id = pairs[i].id;
+    }
+    for (size_t i = 0; status == 0 && i < n; i++)
+        status = add_merge(&t->merges, d, &pairs[i]);
+    return status;
 }
 
 static int read_merges(Tokenizer *t, const Document *d,
                        const JsonNode *merges)
 {
-    size_t cap = d->json.length + 1; /* no string is longer */
     int32_t id = -1;
-    char *ab = allocate(cap, 1, "a merge", d->err);
-    int status = ab == NULL ? -1 : merges_open(&t->merges, &t->vocabulary,
-                                               merges->size, d->err);
     const JsonNode *node = doc_each(d, merges, NULL);
-    for (; status == 0 && node != NULL; node = doc_each(d, merges, node))
-        status = read_merge(t, d, node, ab, cap, &id);
-    free(ab);
+    /* All of them together are shorter than the file. */
+    char *text = allocate(d->json.length + 1, 1, "merges", d->err);
+    int status = text == NULL ? -1 : merges_open(&t->merges, &t->vocabulary,
+                                                 merges->size, d->err);
+    while (status == 0 && node != NULL)
+        status = read_block(t, d, merges, &node, text, &id);
+    free(text);
     return status;
 }
 

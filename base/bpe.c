@@ -30,6 +30,8 @@ static size_t spelled_bytes(const char *text, size_t n, char *out)
 {
     const char *s = text;
     size_t count = 0;
+    while (s < text + n && *s > ' ' && *s <= '~') /* nearly all, most often */
+        out[count++] = *s++;
     while (s < text + n) {
         int byte = symbol_byte(utf8_next(&s));
         if (byte < 0) {
@@ -69,7 +71,7 @@ static uint64_t mix(uint64_t h)
     return (h ^ h >> 32) * 0xc4ceb9fe1a85ec53;
 }
 
-static uint32_t hash_text(const char *text, size_t n)
+uint32_t spelling_hash(const char *text, size_t n)
 {
     uint64_t h = n, word;
     for (; n >= 8; text += 8, n -= 8) {
@@ -145,10 +147,16 @@ static size_t find_slot(const Vocabulary *v, const char *text, size_t n,
     return i;
 }
 
+int32_t vocabulary_find_hash(const Vocabulary *v, const char *text, size_t n,
+                             uint32_t hash)
+{
+    size_t i = find_slot(v, text, n, hash);
+    return (int32_t)(v->slots[i] & NUMBER) - 1;
+}
+
 int32_t vocabulary_find(const Vocabulary *v, const char *text, size_t n)
 {
-    size_t i = find_slot(v, text, n, hash_text(text, n));
-    return (int32_t)(v->slots[i] & NUMBER) - 1;
+    return vocabulary_find_hash(v, text, n, spelling_hash(text, n));
 }
 
 /* Makes the table of tokens reach to an id below TOKEN_LIMIT. */
@@ -172,25 +180,69 @@ static int reach(Vocabulary *v, uint32_t id, Error *err)
     return 0;
 }
 
-int vocabulary_add(Vocabulary *v, size_t n, uint32_t id, bool literal,
-                   Error *err)
+static int refuse_token(const Vocabulary *v, const char *text, size_t n,
+                        uint32_t id, Error *err)
 {
-    const char *text = v->text + v->used;
-    uint32_t hash = hash_text(text, n);
-    size_t slot = find_slot(v, text, n, hash);
     int shown = n < 80 ? (int)n : 80;
     if (id >= TOKEN_LIMIT || n > TOKEN_LONGEST)
         return fail(err, "token %.*s: wanted an id below %d and at most %d "
                     "bytes, found %lu and %zu", shown, text, TOKEN_LIMIT,
                     TOKEN_LONGEST, (unsigned long)id, n);
-    if (v->slots[slot] != 0)
-        return fail(err, "token %.*s: is there twice", shown, text);
     if (vocabulary_token(v, id) != NULL)
         return fail(err, "token %.*s: its id %lu belongs to another", shown,
                     text, (unsigned long)id);
     if (v->n_tokens == v->most_tokens || n > v->room - v->used)
         return fail(err, "token %.*s: no room", shown, text);
-    if (reach(v, id, err) != 0)
+    return 0;
+}
+
+/* Enters a token into the slots. */
+static int enter(Vocabulary *v, uint32_t id, uint32_t hash, Error *err)
+{
+    const Token *t = &v->tokens[id];
+    const char *text = v->text + t->at;
+    size_t slot = find_slot(v, text, t->length, hash);
+    if (v->slots[slot] != 0)
+        return fail(err, "token %.*s: is there twice",
+                    t->length < 80 ? (int)t->length : 80, text);
+    v->slots[slot] = (hash & ~NUMBER) | (id + 1);
+    return 0;
+}
+
+enum { BLOCK = 64 };
+
+/* The ids from `first` on, BLOCK at most. */
+static int index_block(Vocabulary *v, uint32_t first, Error *err)
+{
+    uint32_t hash[BLOCK], id;
+    for (id = first; id < v->n_ids && id < first + BLOCK; id++) {
+        const Token *t = &v->tokens[id];
+        hash[id - first] = t->at == NO_TOKEN ? 0
+                         : spelling_hash(v->text + t->at, t->length);
+    }
+    for (id = first; id < v->n_ids && id < first + BLOCK; id++) {
+        if (v->tokens[id].at != NO_TOKEN
+            && enter(v, id, hash[id - first], err) != 0)
+            return -1;
+    }
+    return 0;
+}
+
+int vocabulary_index(Vocabulary *v, Error *err)
+{
+    for (uint32_t id = 0; id < v->n_ids; id += BLOCK) {
+        if (index_block(v, id, err) != 0)
+            return -1;
+    }
+    v->indexed = true;
+    return 0;
+}
+
+int vocabulary_add(Vocabulary *v, size_t n, uint32_t id, bool literal,
+                   Error *err)
+{
+    const char *text = v->text + v->used;
+    if (refuse_token(v, text, n, id, err) != 0 || reach(v, id, err) != 0)
         return -1;
     Token *t = &v->tokens[id];
     t->at = (uint32_t)v->used;
@@ -199,10 +251,9 @@ int vocabulary_add(Vocabulary *v, size_t n, uint32_t id, bool literal,
         memcpy(v->bytes + t->at, text, n);
     t->n = literal ? t->length
                    : (uint16_t)spelled_bytes(text, n, v->bytes + t->at);
-    v->slots[slot] = (hash & ~NUMBER) | (id + 1);
     v->used += n;
     v->n_tokens++;
-    return 0;
+    return v->indexed ? enter(v, id, spelling_hash(text, n), err) : 0;
 }
 
 /* Merges ----------------------------------------------------------------- */

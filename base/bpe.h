@@ -31,6 +31,7 @@ typedef struct {
     size_t used, room;
     uint32_t *slots;         /* 10 bits of hash, 22 of id + 1; 0: empty */
     size_t mask;
+    bool indexed;            /* the slots hold every token */
 } Vocabulary;
 
 /* Room for at most n tokens whose spellings take `room` bytes in all, below
@@ -40,11 +41,19 @@ void vocabulary_close(Vocabulary *v);
 /* Where the spelling of the next token may be written in place. */
 char *vocabulary_next(Vocabulary *v, size_t *room);
 /* Adds the token whose n bytes stand at vocabulary_next; literal: they are
- * its bytes, too. Refuses a spelling or an id that is there already. */
+ * its bytes, too. Refuses an id that is there already. */
 int vocabulary_add(Vocabulary *v, size_t n, uint32_t id, bool literal,
                    Error *err);
+/* Makes spellings be found, also those that are added later. Refuses one that
+ * is there twice, and so does vocabulary_add from now on. */
+int vocabulary_index(Vocabulary *v, Error *err);
 /* The id of a spelling; -1: none. */
 int32_t vocabulary_find(const Vocabulary *v, const char *text, size_t n);
+/* The same in two steps. Where many are sought, hash them first: a loop that
+ * only searches waits for several places in memory at once. */
+uint32_t spelling_hash(const char *text, size_t n);
+int32_t vocabulary_find_hash(const Vocabulary *v, const char *text, size_t n,
+                             uint32_t hash);
 bool vocabulary_spells(const Vocabulary *v, int64_t id, const char *text,
                        size_t n);
 /* The token of an id, or NULL. */
