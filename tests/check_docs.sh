@@ -7,7 +7,8 @@
 # - Links to files, and to headings in them, lead somewhere.
 # - Files that are named exist: X.c, X.h, X.sh, X.py, and what begins with
 #   base/, commands/, docs/, models/, tests/.
-# - "test_X.c: name" is a test function of that file.
+# - "test_X.c: name" is a test function of that file, "model k3-v3" a directory
+#   of tests/data/models.
 # - "./deepseek COMMAND --option" and "make target" are there.
 # - "--reading NAME=VALUE" is accepted.
 # - In ```console blocks every line after "$ " is run in a scratch directory
@@ -64,6 +65,8 @@ things()
         all("test", line, "test_[a-z0-9_]+\\.c: [a-z0-9_]+", 0)
         all("reading", line, "--reading [a-z0-9_-]+=[a-z0-9_.-]+", 10)
         all("command", line, "\\./deepseek [a-z]+[^|>`]*", 11)
+        all("model", line, "models? [a-z0-9]+(-[a-z0-9]+)+" \
+            "((,| and) [a-z0-9]+(-[a-z0-9]+)+)*", 0)
         all("target", line, "(^|[`$ ])make [a-z]+[`]?$", 0)
         all("target", line, "`make [a-z]+`", 0)
         gsub(/\]\([^)]*\)/, "]", line)
@@ -143,6 +146,14 @@ check_target()
         complain "$1: there is no make $target"
 }
 
+check_model()
+{
+    for name in $(echo "$2" | sed 's/^models* //; s/,//g; s/ and / /g'); do
+        [ -d "tests/data/models/$name" ] ||
+            complain "$1: there is no model $name"
+    done
+}
+
 check_reading()
 {
     "$program" trace tests/data/models/k3-v3 --ids 1 --reading "$2" --force \
@@ -161,6 +172,7 @@ check_things()
         file) check_file "$where" "$thing" ;;
         test) check_test "$where" "$thing" ;;
         command) check_command "$where" "$thing" ;;
+        model) check_model "$where" "$thing" ;;
         target) check_target "$where" "$thing" ;;
         reading) check_reading "$where" "$thing" ;;
         esac
