@@ -35,7 +35,12 @@ typedef struct {
 
 #define AT(field) offsetof(Config, field)
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
-enum { WIDE = 1 << 24, HEADS = 1 << 16, MANY = 1 << 16 };
+enum {
+    WIDE = 1 << 24,
+    HEADS = 1 << 16,
+    MANY = 1 << 16,
+    ALL_EXPERTS = 1 << 20   /* of all layers; V3 has 15,616 */
+};
 
 static const SizeKey size_keys[] = {
     {"vocab_size", AT(vocab_size), 1, WIDE, -1, -1, -1},
@@ -427,7 +432,12 @@ static int check_experts(const Config *c, const char *where, Error *err)
 {
     size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
     size_t group = N / c->n_group;
+    size_t layers = c->num_hidden_layers + c->num_nextn_predict_layers;
     bool grouped = c->topk_method != TOPK_GREEDY;
+    if (N > ALL_EXPERTS / layers)
+        return fail(err, "%s: n_routed_experts: wanted at most %zu in %zu"
+                    " layers, found %zu", where, ALL_EXPERTS / layers, layers,
+                    N);
     if (K < 1 || K > N)
         return fail(err, "%s: num_experts_per_tok: wanted 1 to"
                     " n_routed_experts (%zu), found %zu", where, N, K);

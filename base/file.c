@@ -422,7 +422,7 @@ static FILE *create_temp(const char *path, Entry **temp, Error *err)
     errno = 0;
     *temp = entry_new(name, err);
     if (*temp != NULL && (stream = create(name)) == NULL)
-        fail_to("create", name, err);
+        fail_to("create", path, err);
     free(name);
     return stream;
 }

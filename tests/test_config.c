@@ -582,7 +582,11 @@ static void test_refused_together(void **state)
     Pair class[] = {{"model_type", NULL},
                     {"architectures", "[\"LlamaForCausalLM\"]"}};
     Pair mtp[] = {{"first_k_dense_replace", "3"}, {"n_group", "5"}};
+    Pair experts[] = {{"num_hidden_layers", "1024"},
+                      {"n_routed_experts", "65536"}};
     (void)state;
+    must_refuse(experts, 2, "n_routed_experts: wanted at most 1023 in 1025"
+                " layers, found 65536");
     must_refuse(groups, 2, "n_group: wanted groups of 2 experts or more,"
                 " found 12 groups of 12");
     must_refuse(heads, 2, "num_attention_heads: wanted heads of at most"

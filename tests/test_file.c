@@ -174,13 +174,13 @@ static void test_bad_target(void **state)
     assert_string_equal(err.text,
                         "target: cannot write: is a directory");
     assert_int_equal(file_write("nowhere/x", true, "x", 1, &err), -1);
-    assert_non_null(strstr(err.text, "nowhere/x."));
-    assert_non_null(strstr(err.text,
-                           "cannot create: No such file or directory"));
+    assert_string_equal(err.text, "nowhere/x: cannot create: No such file or"
+                                  " directory");
 #ifndef NO_POSIX
-    assert_int_equal(file_write("/dev/null", true, "x", 1, &err), -1);
+    assert_int_equal(mkfifo("fifo", 0600), 0);
+    assert_int_equal(file_write("fifo", true, "x", 1, &err), -1);
     assert_string_equal(err.text,
-                        "/dev/null: cannot write: is not a regular file");
+                        "fifo: cannot write: is not a regular file");
 #endif
 }
 
