@@ -1,0 +1,171 @@
+/* kernels.c: what share of the machine's limits the products reach.
+ *
+ * A machine's limits move while others use it. So each figure is a ratio to a
+ * limit measured just before it, and the median of several. Limits are of one
+ * thread: reading memory larger than the caches, and fused multiply-adds of
+ * vectors that stay in registers (2 FLOP an element). */
+#include "base/kernels.h"
+#include "base/random.h"
+#include "base/vector.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { REGION = 1 << 28, COLS = 2048, BATCH = 128, SAMPLES = 7 };
+
+static volatile float sink;
+
+/* Processor time: what others take of the machine hardly counts. */
+static double seconds(void)
+{
+    return (double)clock() / CLOCKS_PER_SEC;
+}
+
+static double read_limit(const unsigned char *p, size_t n)
+{
+    uint64_t any[64] = {0}, block[64];
+    double start = seconds();
+    for (size_t i = 0; i < n; i += sizeof block) {
+        memcpy(block, p + i, sizeof block);
+        for (int j = 0; j < 64; j++)
+            any[j] |= block[j];
+    }
+    start = seconds() - start;
+    for (int j = 0; j < 64; j++)
+        sink = (float)any[j];
+    return (double)n / start;
+}
+
+static double fma_limit(void)
+{
+    enum { CHAINS = 12, STEPS = 500000 };
+    V a = v_splat(0.5f), b = v_splat(1), c0 = b, c1 = b, c2 = b, c3 = b;
+    V c4 = b, c5 = b, c6 = b, c7 = b, c8 = b, c9 = b, c10 = b, c11 = b;
+    double start = seconds();
+    for (int i = 0; i < STEPS; i++) {
+        c0 = v_fma(c0, a, b), c1 = v_fma(c1, a, b), c2 = v_fma(c2, a, b);
+        c3 = v_fma(c3, a, b), c4 = v_fma(c4, a, b), c5 = v_fma(c5, a, b);
+        c6 = v_fma(c6, a, b), c7 = v_fma(c7, a, b), c8 = v_fma(c8, a, b);
+        c9 = v_fma(c9, a, b), c10 = v_fma(c10, a, b), c11 = v_fma(c11, a, b);
+    }
+    start = seconds() - start;
+    a = v_fma(v_fma(c0, c1, c2), v_fma(c3, c4, c5), v_fma(c6, c7, c8));
+    a = v_fma(a, v_fma(c9, c10, c11), b);
+    sink = AT(a, 0);
+    return 2.0 * VW * CHAINS * STEPS / start;
+}
+
+/* Weights of unit size: a few thousand different ones over and over. In F8 one
+ * code of 8192 is 0, about as in a quantised normal distribution. */
+static void fill(unsigned char *region, DType type)
+{
+    enum { N = 8192 };
+    static unsigned char block[N * sizeof(float)];
+    size_t size = dtype_size(type);
+    Random r = random_seeded(1);
+    for (size_t i = 0; i < N; i++) {
+        uint32_t u = (uint32_t)(random_u64(&r) >> 32);
+        float f = f32_from_bits((u & 0x80ffffff) | 0x3f000000);
+        uint16_t h = type == DT_BF16 ? bf16_from_f32(f) : f16_from_f32(f);
+        uint8_t code = i == 0 ? 0 : (uint8_t)((u & 0x9f) | 0x20);
+        memcpy(block + i * size, size == 4 ? (void *)&f :
+               size == 2 ? (void *)&h : (void *)&code, size);
+    }
+    for (size_t i = 0; i < REGION; i += N * size)
+        memcpy(region + i, block, N * size);
+}
+
+typedef struct {
+    unsigned char *region;
+    float *x, *y, *scales;
+} Bench;
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *a)
+{
+    qsort(a, SAMPLES, sizeof *a, ascending);
+    return a[SAMPLES / 2];
+}
+
+typedef void Product(float *y, size_t ldy, const float *x, size_t ldx,
+                     size_t T, const Matrix *w);
+
+/* GFLOP/s or GB/s by T rows of x, and the share of the limit. */
+static void measure(const char *name, const Bench *b, Product *f, Matrix w,
+                    size_t T, int repeat)
+{
+    double share[SAMPLES], speed[SAMPLES];
+    size_t in = f == matmul ? w.cols : w.rows;
+    size_t out = f == matmul ? w.rows : w.cols;
+    size_t bytes = w.rows * w.cols * dtype_size(w.dtype);
+    for (int i = 0; i < SAMPLES; i++) {
+        double limit = T == 1 ? read_limit(b->region, REGION) : fma_limit();
+        double work = T == 1 ? (double)bytes :
+                               2.0 * (double)T * (double)(in * out);
+        double start = seconds();
+        for (int j = 0; j < repeat; j++)
+            f(b->y, out, b->x, in, T, &w);
+        speed[i] = work * repeat / (seconds() - start);
+        share[i] = speed[i] / limit;
+    }
+    printf("%-10s %-8s %5zu x %-5zu T %-4zu %6.1f %s  %.2f\n", name,
+           dtype_name(w.dtype), w.rows, w.cols, T, median(speed) * 1e-9,
+           T == 1 ? "GB/s   " : "GFLOP/s", median(share));
+    fflush(stdout);
+}
+
+static void measure_type(const Bench *b, DType type)
+{
+    static const size_t batches[] = {4, 16, 128};
+    Matrix w = {b->region, type, REGION / COLS / dtype_size(type), COLS, COLS,
+                type == DT_F8_E4M3 ? b->scales : NULL, 0};
+    fill(b->region, type);
+    measure("matvec", b, matmul, w, 1, 1);
+    for (size_t i = 0; i < 3; i++)
+        measure("product", b, matmul, matrix_rows(&w, 0, 2048), batches[i],
+                (int)(BATCH / batches[i] / 8) + 1);
+    w.cols = 512;
+    w.stride = 512;
+    measure("transposed", b, matmul_t, matrix_rows(&w, 0, 128), 1, 100);
+}
+
+/* Scores and values of attention: 1024 positions of 512 + 64 numbers. */
+static void measure_attention(const Bench *b)
+{
+    Matrix c = {b->region, DT_F32, 1024, 576, 576, NULL, 0}, v = c;
+    fill(b->region, DT_F32);
+    v.cols = 512;
+    measure("scores", b, matmul, c, 16, 10);
+    measure("scores", b, matmul, c, 128, 2);
+    measure("values", b, matmul_t, v, 16, 10);
+    measure("values", b, matmul_t, v, 128, 2);
+}
+
+int main(void)
+{
+    static const DType types[] = {DT_F32, DT_F16, DT_BF16, DT_F8_E4M3};
+    Random r = random_seeded(2);
+    size_t rows = REGION / COLS;
+    Bench b = {malloc(REGION), malloc(BATCH * COLS * sizeof(float)),
+               malloc((rows + BATCH * COLS) * sizeof(float)),
+               malloc((rows / 128 + 1) * (COLS / 128) * sizeof(float))};
+    if (b.region == NULL || b.x == NULL || b.y == NULL || b.scales == NULL)
+        return 1;
+    random_normal(&r, b.x, BATCH * COLS, 1);
+    random_normal(&r, b.scales, (rows / 128 + 1) * (COLS / 128), 1);
+    memset(b.y, 0, (rows + BATCH * COLS) * sizeof(float));
+    fill(b.region, DT_F32);
+    printf("limits of one thread: read %.1f GB/s, FMA %.1f GFLOP/s\n",
+           read_limit(b.region, REGION) * 1e-9, fma_limit() * 1e-9);
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        measure_type(&b, types[i]);
+    measure_attention(&b);
+    free(b.region), free(b.x), free(b.y), free(b.scales);
+    return 0;
+}
