@@ -152,8 +152,38 @@ void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
 
 /* ---- Decoding runs of a row ---- */
 
+/* VW elements. */
+#define LOADER(name, load)                                              \
+    INLINE V name(const unsigned char *p)                               \
+    {                                                                   \
+        V v = {0};                                                      \
+        for (size_t i = 0; i < VW; i++)                                 \
+            AT(v, i) = load(p, i);                                      \
+        return v;                                                       \
+    }
+
+/* Right for all F8 codes but subnormal numbers, 0 and NaN. */
+static float load_normal_f8(const unsigned char *p, size_t i)
+{
+    uint32_t u = (uint32_t)(int32_t)(int8_t)p[i] << 20;
+    return f32_from_bits((u & 0x87f00000) + ((uint32_t)120 << 23));
+}
+
+LOADER(v_load_f32, load_f32)
+LOADER(v_load_bf16, load_bf16)
+LOADER(v_load_normal_f8, load_normal_f8)
+
 /* n elements, a multiple of 16, to runs of 16 floats `step` floats apart. */
-#define DECODER(name, load)                                             \
+#define DECODER(name, load, size)                                       \
+    static void name(float *restrict out, size_t step,                  \
+                     const unsigned char *restrict p, size_t n)         \
+    {                                                                   \
+        for (size_t i = 0; i < n; i += LANES, out += step)              \
+            for (size_t s = 0; s < LANES; s += VW)                      \
+                v_store(out + s, load(p + (i + s) * (size)));           \
+    }
+/* The same where compilers make better code of a plain loop. */
+#define PLAIN_DECODER(name, load)                                       \
     static void name(float *restrict out, size_t step,                  \
                      const unsigned char *restrict p, size_t n)         \
     {                                                                   \
@@ -162,40 +192,46 @@ void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
                 out[l] = load(p, i + l);                                \
     }
 
-/* Right for all codes but subnormal numbers, 0 and NaN. */
-static float load_normal_f8(const unsigned char *p, size_t i)
-{
-    uint32_t u = (uint32_t)(int32_t)(int8_t)p[i] << 20;
-    return f32_from_bits((u & 0x87f00000) + ((uint32_t)120 << 23));
-}
+DECODER(decode_f32, v_load_f32, sizeof(float))
+DECODER(decode_bf16, v_load_bf16, sizeof(uint16_t))
+DECODER(decode_normal_f8, v_load_normal_f8, 1)
+PLAIN_DECODER(decode_f16, load_f16)
+PLAIN_DECODER(decode_any_f8, load_f8)
 
-DECODER(decode_f32, load_f32)
-DECODER(decode_f16, load_f16)
-DECODER(decode_bf16, load_bf16)
-DECODER(decode_any_f8, load_f8)
-DECODER(decode_normal_f8, load_normal_f8)
-
-/* Eight bytes at a time: adding 0x78 to the exponent field carries into the
- * top bit unless the field is 0; adding 1 to the low bits only if all are 1. */
-static int all_normal_f8(const unsigned char *p, size_t n)
+/* True if the n codes of each of some rows are all normal. Adding 0x78 to the
+ * low seven bits of one carries into the eighth from 8 on, where the exponent
+ * field is not 0; adding 1 only from 0x7f, which is NaN. */
+static int all_normal_f8(const unsigned char *p, size_t row, size_t rows,
+                         size_t n)
 {
     const uint64_t each = 0x0101010101010101, top = 0x80 * each;
-    uint64_t normal = top, nan = 0, codes;
-    for (size_t i = 0; i < n; i += sizeof codes) {
-        memcpy(&codes, p + i, sizeof codes);
-        normal &= (codes & (0x78 * each)) + 0x78 * each;
-        nan |= (codes & (0x7f * each)) + each;
-    }
-    return (normal & ~nan & top) == top;
+    VBits normal, codes;
+    uint64_t parts[sizeof normal / sizeof(uint64_t)], all = top;
+    memset(&normal, 0xff, sizeof normal);
+    if (n % sizeof codes != 0)
+        return 0;
+    for (; rows > 0; rows--, p += row)
+        for (size_t i = 0; i < n; i += sizeof codes) {
+            memcpy(&codes, p + i, sizeof codes);
+            codes &= 0x7f * each;
+            normal &= (codes + 0x78 * each) & ~(codes + each);
+        }
+    memcpy(parts, &normal, sizeof parts);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        all &= parts[i];
+    return all == top;
 }
 
 static void decode_f8(float *restrict out, size_t step,
                       const unsigned char *restrict p, size_t n)
 {
-    if (all_normal_f8(p, n))
-        decode_normal_f8(out, step, p, n);
-    else
-        decode_any_f8(out, step, p, n);
+    for (size_t i = 0; i < n; i += F8_BLOCK, out += F8_BLOCK / LANES * step) {
+        size_t m = least(F8_BLOCK, n - i);
+        if (all_normal_f8(p + i, 0, 1, m))
+            decode_normal_f8(out, step, p + i, m);
+        else
+            decode_any_f8(out, step, p + i, m);
+    }
 }
 
 static void decode_whole(float *out, size_t step, DType type,
@@ -270,64 +306,77 @@ enum {
 
 #define LOAD_X(r, t) V x##t = v_load(x + (t) * ldx + k + s);
 #define STEP_ROW(C, r) \
-    { V row = v_load(w + k * R + (r) * LANES + s); C(FMA, r) }
+    { V row = v_load_once(w + k * R + (r) * LANES + s); C(FMA, r) }
 
-/* lanes[t][r] += w[r]·x[t] over n columns, a multiple of 16. */
+/* lanes[t][r] += w[r]·x[t] over n columns, a multiple of 16, not 0 (do: with a
+ * for gcc keeps copies of all accumulators). */
 #define MULTIPLY(name, C)                                               \
-    static void name(float *restrict lanes, const float *restrict w,    \
-                     const float *restrict x, size_t ldx, size_t n)     \
+    NOINLINE static void name(float *restrict lanes,                    \
+                              const float *restrict w,                  \
+                              const float *restrict x, size_t ldx,      \
+                              size_t n)                                 \
     {                                                                   \
         for (size_t s = 0; s < LANES; s += VW) {                        \
             EACH(TAKE_ROW, C)                                           \
-            for (size_t k = 0; k < n; k += LANES) {                     \
+            size_t k = 0;                                               \
+            do {                                                        \
                 C(LOAD_X, 0)                                            \
                 EACH(STEP_ROW, C)                                       \
-            }                                                           \
+            } while ((k += LANES) < n);                                 \
             EACH(PARK_ROW, C)                                           \
         }                                                               \
     }
 
-/* The same in blocks of 128 columns, each with R factors. */
-#define MULTIPLY_SCALED(name, C)                                        \
-    static void name(float *restrict lanes, const float *restrict w,    \
-                     const float *restrict x, size_t ldx, size_t n,     \
-                     const float *restrict factors)                     \
+/* The same for a block of 128 columns or less that has a factor each row. */
+#define MULTIPLY_BLOCK(name, C)                                         \
+    NOINLINE static void name(float *restrict lanes,                    \
+                              const float *restrict w,                  \
+                              const float *restrict x, size_t ldx,      \
+                              size_t n, const float *restrict factors)  \
     {                                                                   \
-        for (size_t k = 0; k < n; factors += R) {                       \
-            size_t begin = k, end = least(k + F8_BLOCK, n);             \
-            for (size_t s = 0; s < LANES; s += VW) {                    \
-                EACH(ZERO_ROW, C)                                       \
-                for (k = begin; k < end; k += LANES) {                  \
-                    C(LOAD_X, 0)                                        \
-                    EACH(STEP_ROW, C)                                   \
-                }                                                       \
-                EACH(ADD_ROW, C)                                        \
-            }                                                           \
+        for (size_t s = 0; s < LANES; s += VW) {                        \
+            EACH(ZERO_ROW, C)                                           \
+            size_t k = 0;                                               \
+            do {                                                        \
+                C(LOAD_X, 0)                                            \
+                EACH(STEP_ROW, C)                                       \
+            } while ((k += LANES) < n);                                 \
+            EACH(ADD_ROW, C)                                            \
         }                                                               \
     }
 
 MULTIPLY(multiply1, COLUMNS1)
 MULTIPLY(multiply2, COLUMNS2)
 MULTIPLY(multiply3, COLUMNS3)
-MULTIPLY_SCALED(multiply_scaled1, COLUMNS1)
-MULTIPLY_SCALED(multiply_scaled2, COLUMNS2)
-MULTIPLY_SCALED(multiply_scaled3, COLUMNS3)
+MULTIPLY_BLOCK(multiply_block1, COLUMNS1)
+MULTIPLY_BLOCK(multiply_block2, COLUMNS2)
+MULTIPLY_BLOCK(multiply_block3, COLUMNS3)
 
 static void multiply(float *lanes, const float *w, const float *x, size_t ldx,
-                     size_t T, size_t n, const float *factors)
+                     size_t T, size_t n)
 {
-    if (factors != NULL && T == 1)
-        multiply_scaled1(lanes, w, x, ldx, n, factors);
-    else if (factors != NULL && T == 2)
-        multiply_scaled2(lanes, w, x, ldx, n, factors);
-    else if (factors != NULL)
-        multiply_scaled3(lanes, w, x, ldx, n, factors);
-    else if (T == 1)
+    if (T == 1)
         multiply1(lanes, w, x, ldx, n);
     else if (T == 2)
         multiply2(lanes, w, x, ldx, n);
     else
         multiply3(lanes, w, x, ldx, n);
+}
+
+/* factors (n/128, R) */
+static void multiply_blocks(float *lanes, const float *w, const float *x,
+                            size_t ldx, size_t T, size_t n,
+                            const float *factors)
+{
+    for (size_t k = 0; k < n; k += F8_BLOCK, w += F8_BLOCK * R, factors += R) {
+        size_t m = least(F8_BLOCK, n - k);
+        if (T == 1)
+            multiply_block1(lanes, w, x + k, ldx, m, factors);
+        else if (T == 2)
+            multiply_block2(lanes, w, x + k, ldx, m, factors);
+        else
+            multiply_block3(lanes, w, x + k, ldx, m, factors);
+    }
 }
 
 /* ---- y = x wᵀ ---- */
@@ -368,6 +417,20 @@ static void fill(Panel *panel, const Matrix *w, size_t r, size_t k, size_t n)
     }
 }
 
+/* lanes[t] += panel·x[t] over n columns from k on; k is a multiple of 128. */
+static void multiply_panel(float *lanes, const Panel *panel, size_t k,
+                           const float *x, size_t ldx, size_t T, size_t n)
+{
+    const float *w = panel->w + k * R;
+    if (n == 0)
+        return;
+    if (panel->scaled)
+        multiply_blocks(lanes, w, x, ldx, T, n,
+                        panel->factors + k / F8_BLOCK * R);
+    else
+        multiply(lanes, w, x, ldx, T, n);
+}
+
 /* lanes[t] += panel·x[t] for up to 3 t. Rows of x end with their matrix, so
  * that a last run of less than 16 must be copied to be padded; its whole
  * block of 128 is, for that takes one factor. */
@@ -375,18 +438,16 @@ static void tile(float *lanes, const Panel *panel, const float *x, size_t ldx,
                  size_t T)
 {
     ALIGNED float padded[COLUMNS * F8_BLOCK];
-    const float *factors = panel->scaled ? panel->factors : NULL;
-    size_t n = panel->n, rest = n % LANES == 0 ? 0 : n % F8_BLOCK;
-    n -= rest;
-    multiply(lanes, panel->w, x, ldx, T, n, factors);
+    size_t rest = panel->n % LANES == 0 ? 0 : panel->n % F8_BLOCK;
+    size_t n = panel->n - rest;
+    multiply_panel(lanes, panel, 0, x, ldx, T, n);
     if (rest == 0)
         return;
     memset(padded, 0, sizeof padded);
     for (size_t t = 0; t < T; t++)
         memcpy(padded + t * F8_BLOCK, x + t * ldx + n, rest * sizeof *x);
-    multiply(lanes, panel->w + n * R, padded, F8_BLOCK, T,
-             (rest + LANES - 1) / LANES * LANES,
-             panel->scaled ? factors + n / F8_BLOCK * R : NULL);
+    multiply_panel(lanes, panel, n, padded, F8_BLOCK, T,
+                   (rest + LANES - 1) / LANES * LANES);
 }
 
 /* The trees of four outputs, side by side. */
@@ -430,25 +491,30 @@ static size_t panel_depth(const Matrix *w)
     return parts == 0 ? 1 : blocks((w->cols + parts - 1) / parts) * F8_BLOCK;
 }
 
-/* Rows r to r + n - 1 of w, n <= GROUPS·R, by T <= TOKENS rows of x. */
+/* Rows r to r + n - 1 of w, n <= GROUPS·R, by T <= TOKENS rows of x. Lanes are
+ * parked from one panel to the next in k; with one panel for all of k, the
+ * same few lanes serve every tile. */
 static void product(float *y, size_t ldy, const float *x, size_t ldx,
                     size_t T, const Matrix *w, size_t r, size_t n)
 {
-    ALIGNED float lanes[GROUPS * TOKENS * TILE];
+    ALIGNED float parked[GROUPS * TOKENS * TILE];
     ALIGNED Panel panel;
-    size_t depth = panel_depth(w), group = T * TILE;
-    memset(lanes, 0, (n + R - 1) / R * group * sizeof *lanes);
-    for (size_t k = 0; k < w->cols; k += depth)
+    size_t depth = panel_depth(w), cols = w->cols;
+    size_t step = cols > depth ? TILE : 0;
+    for (size_t k = 0; k < cols; k += depth)
         for (size_t i = 0; i < n; i += R) {
-            fill(&panel, w, r + i, k, least(depth, w->cols - k));
-            for (size_t t = 0; t < T; t += COLUMNS)
-                tile(lanes + i / R * group + t * TILE, &panel,
-                     x + t * ldx + k, ldx, least(COLUMNS, T - t));
+            fill(&panel, w, r + i, k, least(depth, cols - k));
+            for (size_t t = 0; t < T; t += COLUMNS) {
+                size_t m = least(COLUMNS, T - t);
+                float *lanes = parked + (i / R * T + t) * step;
+                if (k == 0)
+                    memset(lanes, 0, m * TILE * sizeof *lanes);
+                tile(lanes, &panel, x + t * ldx + k, ldx, m);
+                for (size_t j = 0; k + depth >= cols && j < m; j++)
+                    fold(y + (t + j) * ldy + r + i, lanes + j * TILE,
+                         least(R, n - i));
+            }
         }
-    for (size_t i = 0; i < n; i += R)
-        for (size_t t = 0; t < T; t++)
-            fold(y + t * ldy + r + i, lanes + i / R * group + t * TILE,
-                 least(R, n - i));
 }
 
 /* ---- y = w x for one x, from w as it is stored ---- */
@@ -458,76 +524,130 @@ enum {
     AT_ONCE = 8 / SLICES /* rows with eight accumulators */
 };
 
-#define STEP_STORED(C, r)                                               \
+/* Row r or its part: load() its weights, `size` bytes each. */
+#define STEP_STORED(r, load, size)                                      \
     {                                                                   \
         size_t i = k + (r) % SLICES * VW;                               \
-        const unsigned char *q = p + (r) / SLICES * row + i * size;     \
-        V v = bf16 ? v_load_bf16(q) : v_load(q);                        \
-        PREFETCH(q + ahead);                                            \
-        c##r##0 = v_fma(v, v_load(x + i), c##r##0);                     \
+        const unsigned char *q = p + (r) / SLICES * row + i * (size);   \
+        c##r##0 = v_fma(load(q), v_load(x + i), c##r##0);               \
     }
-#define PUT(r, t) v_store(lanes + (r) * VW, c##r##t);
-#define PUT_ROW(C, r) C(PUT, r)
+#define STEP_F32(C, r)                                                  \
+    PREFETCH(p + (r) / SLICES * row + ahead + k * sizeof(float));       \
+    STEP_STORED(r, v_load_f32, sizeof(float))
+#define STEP_BF16(C, r)                                                 \
+    PREFETCH(p + (r) / SLICES * row + ahead + k * sizeof(uint16_t));    \
+    STEP_STORED(r, v_load_bf16, sizeof(uint16_t))
+#define STEP_F8(C, r) STEP_STORED(r, v_load_normal_f8, 1)
+
+#define PART(r) (lanes + (r) * VW)
+#define PUT_PART(C, r) v_store(PART(r), c##r##0);
+#define ADD_PART(C, r)                                                  \
+    v_store(PART(r), v_fma(c##r##0, v_splat(factors[(r) / SLICES]),     \
+                           v_load(PART(r))));
 
 /* lanes[r] = w[r]·x over n columns, a multiple of 16; w's rows are `row` bytes
  * apart, and those to prefetch `ahead` bytes away. */
-INLINE void multiply_stored(float *restrict lanes, const unsigned char *p,
-                            size_t row, size_t ahead, const float *restrict x,
-                            size_t n, int bf16)
-{
-    const size_t size = bf16 ? sizeof(uint16_t) : sizeof(float);
-    EACH8(ZERO_ROW, COLUMNS1)
-    for (size_t k = 0; k < n; k += LANES) {
-        EACH8(STEP_STORED, COLUMNS1)
+#define MULTIPLY_STORED(name, STEP)                                     \
+    NOINLINE static void name(float *restrict lanes,                    \
+                              const unsigned char *restrict p,          \
+                              size_t row, size_t ahead,                 \
+                              const float *restrict x, size_t n)        \
+    {                                                                   \
+        EACH8(ZERO_ROW, COLUMNS1)                                       \
+        for (size_t k = 0; k < n; k += LANES) {                         \
+            EACH8(STEP, COLUMNS1)                                       \
+        }                                                               \
+        EACH8(PUT_PART, COLUMNS1)                                       \
     }
-    EACH8(PUT_ROW, COLUMNS1)
+
+MULTIPLY_STORED(multiply_f32, STEP_F32)
+MULTIPLY_STORED(multiply_bf16, STEP_BF16)
+
+/* lanes[r] += factors[r] (w[r]·x) over 128 columns of normal F8 codes. */
+NOINLINE static void multiply_f8(float *restrict lanes,
+                                 const unsigned char *restrict p, size_t row,
+                                 const float *restrict x,
+                                 const float *restrict factors)
+{
+    EACH8(ZERO_ROW, COLUMNS1)
+    for (size_t k = 0; k < F8_BLOCK; k += LANES) {
+        EACH8(STEP_F8, COLUMNS1)
+    }
+    EACH8(ADD_PART, COLUMNS1)
 }
 
-static void multiply_f32(float *lanes, const unsigned char *p, size_t row,
-                         size_t ahead, const float *x, size_t n)
+/* The same for one row, any type and n <= 128 columns from k on: for what the
+ * loops above leave over. */
+static void add_block(float *lanes, const Matrix *w, size_t r, const float *x,
+                      size_t k, size_t n)
 {
-    multiply_stored(lanes, p, row, ahead, x, n, 0);
-}
-
-static void multiply_bf16(float *lanes, const unsigned char *p, size_t row,
-                          size_t ahead, const float *x, size_t n)
-{
-    multiply_stored(lanes, p, row, ahead, x, n, 1);
-}
-
-/* lanes += w[r]·x over n < 16 columns from k on, padded. */
-static void add_rest(float *lanes, const Matrix *w, size_t r, const float *x,
-                     size_t k, size_t n)
-{
-    float row[LANES], padded[LANES] = {0};
+    ALIGNED float row[F8_BLOCK], padded[F8_BLOCK], fresh[LANES] = {0};
+    float *sums = w->scale == NULL ? lanes : fresh;
     decode(row, LANES, w->dtype, at(w, r, k), n);
+    memset(padded, 0, sizeof padded);
     memcpy(padded, x + k, n * sizeof *x);
-    for (int l = 0; l < LANES; l++)
-        lanes[l] = fma32(row[l], padded[l], lanes[l]);
+    for (size_t i = 0; i < n; i += LANES)
+        for (size_t l = 0; l < LANES; l++)
+            sums[l] = fma32(row[i + l], padded[i + l], sums[l]);
+    for (size_t l = 0; w->scale != NULL && l < LANES; l++)
+        lanes[l] = fma32(fresh[l], block_scale(w, r, k / F8_BLOCK), lanes[l]);
+}
+
+/* lanes = AT_ONCE rows from r on times x; `ahead` rows are prefetched. */
+static void stored_rows(float *lanes, const float *x, const Matrix *w,
+                        size_t r, size_t ahead)
+{
+    size_t row = w->stride * dtype_size(w->dtype), rest = w->cols % LANES;
+    size_t n = w->cols - rest;
+    if (w->dtype == DT_BF16)
+        multiply_bf16(lanes, at(w, r, 0), row, ahead * row, x, n);
+    else
+        multiply_f32(lanes, at(w, r, 0), row, ahead * row, x, n);
+    for (size_t i = 0; rest != 0 && i < AT_ONCE; i++)
+        add_block(lanes + i * LANES, w, r + i, x, n, rest);
+}
+
+static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
+                           size_t r, size_t ahead)
+{
+    const unsigned char *p = at(w, r, 0);
+    size_t row = w->stride;
+    memset(lanes, 0, AT_ONCE * LANES * sizeof *lanes);
+    for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
+        size_t n = least(F8_BLOCK, w->cols - k);
+        float factors[AT_ONCE];
+        for (size_t i = 0; i < AT_ONCE; i++) {
+            prefetch(p + (i + ahead) * row + k, n);
+            factors[i] = block_scale(w, r + i, k / F8_BLOCK);
+        }
+        if (n == F8_BLOCK && all_normal_f8(p + k, row, AT_ONCE, F8_BLOCK))
+            multiply_f8(lanes, p + k, row, x + k, factors);
+        else
+            for (size_t i = 0; i < AT_ONCE; i++)
+                add_block(lanes + i * LANES, w, r + i, x, k, n);
+    }
+}
+
+static int usable_as_stored(const Matrix *w)
+{
+    return w->scale != NULL ? w->dtype == DT_F8_E4M3 :
+           w->dtype == DT_F32 || w->dtype == DT_BF16;
 }
 
 /* As many rows as come in whole groups; returns how many. */
 static size_t matvec(float *y, const float *x, const Matrix *w)
 {
     ALIGNED float lanes[AT_ONCE * LANES];
-    size_t rest = w->cols % LANES, n = w->cols - rest, r;
-    size_t row = w->stride * dtype_size(w->dtype);
-    for (r = 0; r + AT_ONCE <= w->rows; r += AT_ONCE) {
-        size_t ahead = r + 2 * AT_ONCE <= w->rows ? AT_ONCE * row : 0;
-        if (w->dtype == DT_BF16)
-            multiply_bf16(lanes, at(w, r, 0), row, ahead, x, n);
+    size_t r = 0;
+    for (; r + AT_ONCE <= w->rows; r += AT_ONCE) {
+        size_t ahead = r + 2 * AT_ONCE <= w->rows ? AT_ONCE : 0;
+        if (w->dtype == DT_F8_E4M3)
+            stored_rows_f8(lanes, x, w, r, ahead);
         else
-            multiply_f32(lanes, at(w, r, 0), row, ahead, x, n);
-        for (size_t i = 0; rest != 0 && i < AT_ONCE; i++)
-            add_rest(lanes + i * LANES, w, r + i, x, n, rest);
+            stored_rows(lanes, x, w, r, ahead);
         fold(y + r, lanes, AT_ONCE);
     }
     return r;
-}
-
-static int usable_as_stored(const Matrix *w)
-{
-    return (w->dtype == DT_F32 || w->dtype == DT_BF16) && w->scale == NULL;
 }
 
 void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
@@ -552,7 +672,7 @@ float dot(const float *a, const float *b, size_t n)
             v_store(lanes + s, v_fma(v_load(a + k + s), v_load(b + k + s),
                                      v_load(lanes + s)));
     if (whole != n)
-        add_rest(lanes, &m, 0, b, whole, n - whole);
+        add_block(lanes, &m, 0, b, whole, n - whole);
     return tree(lanes);
 }
 
@@ -572,19 +692,20 @@ enum {
 #define PUT_Y_ROW(C, r) C(PUT_Y, r)
 #define SPLAT_X(r, t) V x##t = v_splat(x[(t) * ldx + i]);
 #define STEP_SPAN(C, r) \
-    { V row = v_load(w + i * SPAN + (r) * VW); C(FMA, r) }
+    { V row = v_load_once(w + i * SPAN + (r) * VW); C(FMA, r) }
 
-/* y[t] += Σ x[t][i] w[i] for n rows of a panel (n, SPAN). */
+/* y[t] += Σ x[t][i] w[i] for the n > 0 rows of a panel (n, SPAN). */
 #define ACCUMULATE(name, C)                                             \
-    static void name(float *restrict y, size_t ldy,                     \
-                     const float *restrict x, size_t ldx,               \
-                     const float *restrict w, size_t n)                 \
+    NOINLINE static void name(float *restrict y, size_t ldy,            \
+                              const float *restrict x, size_t ldx,      \
+                              const float *restrict w, size_t n)        \
     {                                                                   \
         EACH(TAKE_Y_ROW, C)                                             \
-        for (size_t i = 0; i < n; i++) {                                \
+        size_t i = 0;                                                   \
+        do {                                                            \
             C(SPLAT_X, 0)                                               \
             EACH(STEP_SPAN, C)                                          \
-        }                                                               \
+        } while (++i < n);                                              \
         EACH(PUT_Y_ROW, C)                                              \
     }
 

@@ -27,21 +27,24 @@
 #if defined(__GNUC__) && !defined(__TINYC__) && !defined(PLAIN_VECTORS)
 #define GNU_VECTORS 1
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #define ALIGNED __attribute__((aligned(64)))
 #define PREFETCH(p) __builtin_prefetch(p)
 typedef float V __attribute__((vector_size(VW * sizeof(float))));
-typedef uint32_t VU __attribute__((vector_size(VW * sizeof(float))));
-typedef uint16_t VH __attribute__((vector_size(VW * sizeof(uint16_t))));
+typedef V VOnce __attribute__((may_alias, aligned(1)));
+typedef uint64_t VBits __attribute__((vector_size(VW * sizeof(float))));
 typedef float V4 __attribute__((vector_size(4 * sizeof(float))));
 #define AT(v, i) (v)[i]
 #else
 #define GNU_VECTORS 0
 #define INLINE static inline
+#define NOINLINE
 #define ALIGNED
 #define PREFETCH(p) ((void)(p))
 typedef struct {
     float e[VW];
 } V;
+typedef uint64_t VBits; /* any number of bits, with & + ~ */
 #define AT(v, i) (v).e[i]
 #endif
 #if defined(__has_builtin)
@@ -71,20 +74,14 @@ INLINE V v_load(const void *p)
     return v;
 }
 
-/* VW BF16 numbers. */
-INLINE V v_load_bf16(const void *p)
+/* A load that happens once: gcc would load again for each use, as an operand
+ * of the instruction, and run out of loads. */
+INLINE V v_load_once(const void *p)
 {
-#if GNU_VECTORS && HAS_BUILTIN(__builtin_convertvector)
-    VH h;
-    memcpy(&h, p, sizeof h);
-    return (V)(__builtin_convertvector(h, VU) << 16);
+#if GNU_VECTORS
+    return *(const volatile VOnce *)p;
 #else
-    V v;
-    uint16_t h[VW];
-    memcpy(h, p, sizeof h);
-    for (int i = 0; i < VW; i++)
-        AT(v, i) = f32_from_bf16(h[i]);
-    return v;
+    return v_load(p);
 #endif
 }
 
