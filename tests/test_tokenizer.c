@@ -672,9 +672,9 @@ static void missing_bytes(void **state)
     IdList ids = { NULL, 0, 0 };
     Error err;
     (void)state;
-    must_fail(tokenizer_encode(t, "abc", 3, &ids, &err), &err,
+    must_fail(tokenizer_encode(t, "ab<s>c", 6, &ids, &err), &err,
               "the vocabulary has no token for byte 0x63");
-    assert_int_equal(ids.n, 0);
+    assert_int_equal(ids.n, 0); /* what came before it is taken back */
     ids_free(&ids);
     tokenizer_close(t);
 }
