@@ -811,21 +811,29 @@ static size_t lower_bound(const AddedSet *set, size_t low, size_t high,
     return low;
 }
 
-/* The longest added token that the n bytes at s begin with, or NULL. */
+static bool begins_with(const char *s, size_t n, const AddedToken *token)
+{
+    return n >= token->n && memcmp(s, token->text, token->n) == 0;
+}
+
+/* The longest added token that the n bytes at s begin with, or NULL: byte by
+ * byte, fewer are left that could. */
 static const AddedToken *longest_added(const AddedSet *set, const char *s,
                                        size_t n)
 {
     const AddedToken *best = NULL;
     size_t low = 0, high = set->n;
-    for (size_t depth = 0; low < high; depth++) {
+    for (size_t depth = 0; low + 1 < high; depth++) {
         if (set->tokens[low].n == depth)
             best = &set->tokens[low++];
         if (depth == n)
-            break;
+            return best;
         int c = (unsigned char)s[depth];
         low = lower_bound(set, low, high, depth, c);
         high = lower_bound(set, low, high, depth, c + 1);
     }
+    if (low < high && begins_with(s, n, &set->tokens[low]))
+        best = &set->tokens[low];
     return best;
 }
 
