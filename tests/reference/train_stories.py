@@ -243,13 +243,20 @@ def rate(progress):
 
 # The held-out figure.
 
+def windows(doc, size):
+    """Pieces of a document as long as the context, each after BOS."""
+    return [torch.tensor([BOS, *doc[at:at + size - 1]])
+            for at in range(1, len(doc), size - 1)]
+
+
 @torch.no_grad()
 def bits_per_byte(model, docs, texts, rows=16):
     """Bits to code every token after BOS, EOS with them, per text byte."""
-    nats, order = 0.0, sorted(range(len(docs)), key=lambda i: len(docs[i]))
-    for at in range(0, len(order), rows):
-        some = [torch.from_numpy(docs[i]) for i in order[at:at + rows]]
-        x = torch.nn.utils.rnn.pad_sequence(some, True, PAD)
+    context = model.config.max_position_embeddings
+    some = sorted((w for d in docs for w in windows(d, context)), key=len)
+    nats = 0.0
+    for at in range(0, len(some), rows):
+        x = torch.nn.utils.rnn.pad_sequence(some[at:at + rows], True, PAD)
         y = x[:, 1:].masked_fill(x[:, 1:] == PAD, -100)
         logits = model(x[:, :-1], use_cache=False).logits
         nats += F.cross_entropy(logits.float().flatten(0, 1), y.flatten(),
