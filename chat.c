@@ -245,14 +245,6 @@ static const struct {
     { TEMPLATE_R1, "r1" }, { TEMPLATE_V31, "v3.1" }, { TEMPLATE_NONE, "none" }
 };
 
-ChatTemplate chat_template_parse(const char *name)
-{
-    size_t i = 0;
-    while (names[i].kind != TEMPLATE_NONE && strcmp(name, names[i].name) != 0)
-        i++;
-    return names[i].kind;
-}
-
 const char *chat_template_name(ChatTemplate kind)
 {
     size_t i = 0;

@@ -487,8 +487,7 @@ typedef struct {
     bool tool_quirk;         /* V3's template byte for byte: see docs */
 } ChatOptions;
 
-ChatTemplate chat_template_parse(const char *name); /* "v2", …; NONE */
-const char *chat_template_name(ChatTemplate kind);
+const char *chat_template_name(ChatTemplate kind);   /* "v2", …, "none" */
 /* The template that tokenizer_config.json holds; NONE if it is not one of
  * these. */
 ChatTemplate tokenizer_template(const Tokenizer *t);

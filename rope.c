@@ -61,8 +61,8 @@ static void yarn_stretch(double *freq, size_t pairs, const Config *c)
 int rope_open(Rope *r, const Config *c, Error *err)
 {
     const RopeScaling *s = &c->rope_scaling;
-    double scale = 1 / sqrt((double)(c->qk_nope_head_dim
-                                     + c->qk_rope_head_dim));
+    double softmax_scale = 1 / sqrt((double)(c->qk_nope_head_dim
+                                             + c->qk_rope_head_dim));
     r->pairs = c->qk_rope_head_dim / 2;
     r->magnitude = 1;
     r->freq = allocate(r->pairs, sizeof *r->freq, "RoPE frequencies", err);
@@ -75,9 +75,10 @@ int rope_open(Rope *r, const Config *c, Error *err)
         double m = yarn_mscale(s->factor, s->mscale_all_dim);
         yarn_stretch(r->freq, r->pairs, c);
         r->magnitude = yarn_mscale(s->factor, s->mscale) / m;
-        scale *= m * m;  /* q and k would each get it: V2 §3.1.4, V3 §4.3 */
+        /* q and k would each get it: V2 §3.1.4, V3 §4.3 */
+        softmax_scale *= m * m;
     }
-    r->softmax_scale = (float)scale;
+    r->softmax_scale = (float)softmax_scale;
     return 0;
 }
 

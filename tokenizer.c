@@ -89,11 +89,13 @@ static int read_token(Tokenizer *t, const Document *d, const JsonNode *key,
 {
     size_t room;
     int64_t id;
-    char name[100], *text = vocabulary_next(&t->vocabulary, &room);
+    char *text = vocabulary_next(&t->vocabulary, &room);
     long n = json_string(&d->json, key, text, room);
-    if (n < 0 || !json_integer(&d->json, value, 0, TOKEN_LIMIT - 1, &id))
+    if (n < 0 || !json_integer(&d->json, value, 0, TOKEN_LIMIT - 1, &id)) {
+        char name[100];
         return doc_wanted(d, doc_shown(d, key, name, sizeof name),
-                      "an id from 0 to 4194302", value);
+                          "an id from 0 to 4194302", value);
+    }
     if (vocabulary_add(&t->vocabulary, (size_t)n, (uint32_t)id, false,
                        d->err) != 0)
         return doc_in_file(d, "vocab");

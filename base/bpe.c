@@ -265,11 +265,12 @@ static void find_byte_ids(Merges *m, const Vocabulary *v)
     for (int i = 0; i < 256; i++)
         m->byte_id[i] = -1;
     for (uint32_t code = 0; code < 256 + 68; code++) {
-        char text[4];
         int byte = symbol_byte(code);
-        if (byte >= 0)
-            m->byte_id[byte] = vocabulary_find(v, text,
-                                               utf8_encode(code, text));
+        if (byte >= 0) {
+            char text[4];
+            size_t n = utf8_encode(code, text);
+            m->byte_id[byte] = vocabulary_find(v, text, n);
+        }
     }
 }
 

@@ -14,11 +14,6 @@ void device_free(void *p)
     free(p);
 }
 
-void device_write(void *to, const void *from, size_t bytes)
-{
-    memcpy(to, from, bytes);
-}
-
 void device_read(void *to, const void *from, size_t bytes)
 {
     memcpy(to, from, bytes);

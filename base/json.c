@@ -932,10 +932,11 @@ void text_printf(Text *t, const char *format, ...)
 
 static void add_code(Text *t, uint32_t c, bool ascii)
 {
-    char utf8[4];
-    if (!ascii)
-        text_add(t, utf8, utf8_put(c, utf8));
-    else if (c < 0x10000)
+    if (!ascii) {
+        char utf8[4];
+        size_t n = utf8_put(c, utf8);
+        text_add(t, utf8, n);
+    } else if (c < 0x10000)
         text_printf(t, "\\u%04x", (unsigned)c);
     else
         text_printf(t, "\\u%04x\\u%04x",

@@ -300,8 +300,9 @@ static size_t fitting(const char *text, size_t width)
     size_t n = strcspn(text, "\n");
     if (n <= width)
         return n;
-    for (n = width; n > 0 && text[n] != ' '; n--)
-        continue;
+    n = width;
+    while (n > 0 && text[n] != ' ')
+        n--;
     return n > 0 ? n : strcspn(text, " \n");
 }
 
