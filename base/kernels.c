@@ -6,13 +6,17 @@
 
 float sum(const float *a, size_t n)
 {
-    ALIGNED float lanes[LANES] = {0};
-    size_t i, whole = n - n % LANES;
-    for (i = 0; i < whole; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            lanes[l] = lanes[l] + a[i + (size_t)l];
-    for (; whole != n && i < whole + LANES; i++)
-        lanes[i - whole] = lanes[i - whole] + (i < n ? a[i] : 0);
+    ALIGNED float lanes[LANES], last[LANES] = {0};
+    size_t whole = n - n % LANES;
+    for (size_t s = 0; s < LANES; s += VW) {
+        V v = v_splat(0);
+        for (size_t i = 0; i < whole; i += LANES)
+            v = v_add(v, v_load(a + i + s));
+        v_store(lanes + s, v);
+    }
+    memcpy(last, a + whole, (n - whole) * sizeof *a);
+    for (int l = 0; whole != n && l < LANES; l++)
+        lanes[l] = lanes[l] + last[l];
     return tree(lanes);
 }
 
@@ -28,19 +32,19 @@ void rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
     }
 }
 
-/* In lanes only to be vector code: a maximum is exact in any order. */
-static float greatest(const float *x, size_t n)
+/* A maximum is exact in any order. (Inlined, it keeps clang from making vector
+ * code of the loop after it.) */
+NOINLINE static float greatest(const float *x, size_t n)
 {
-    float m[LANES];
-    for (int l = 0; l < LANES; l++)
-        m[l] = x[0];
-    for (size_t i = 0; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++)
-            m[l] = x[i + (size_t)l] > m[l] ? x[i + (size_t)l] : m[l];
-    for (size_t i = n - n % LANES; i < n; i++)
+    float m[VW];
+    V v = v_splat(x[0]);
+    for (size_t i = 0; i + VW <= n; i += VW)
+        v = v_max(v_load(x + i), v);
+    v_store(m, v);
+    for (size_t i = n - n % VW; i < n; i++)
         m[0] = x[i] > m[0] ? x[i] : m[0];
-    for (int l = 1; l < LANES; l++)
-        m[0] = m[l] > m[0] ? m[l] : m[0];
+    for (int i = 1; i < VW; i++)
+        m[0] = m[i] > m[0] ? m[i] : m[0];
     return m[0];
 }
 

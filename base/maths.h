@@ -25,17 +25,11 @@
 #error "-ffast-math lets the compiler change results"
 #endif
 
-/* a·b + c rounded once: the instruction where the target has it. Elsewhere:
- * the product of two floats is exact in double; their sum s with c is rounded
- * to odd (to the neighbour whose last bit is 1 if it is not exact; e is the
- * exact rest), after which rounding to float cannot err twice. */
-#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
-static inline float fma32(float a, float b, float c)
-{
-    return fmaf(a, b, c);
-}
-#else
-static inline float fma32(float a, float b, float c)
+/* a·b + c rounded once, in double: the product of two floats is exact there;
+ * its sum s with c is rounded to odd (to the neighbour whose last bit is 1 if
+ * it is not exact; e is the exact rest), after which rounding to float cannot
+ * err twice. */
+static inline float fma32_in_double(float a, float b, float c)
 {
     double p = (double)a * (double)b, s = p + (double)c;
     double t = s - p, e = (p - (s - t)) + ((double)c - t);
@@ -46,7 +40,16 @@ static inline float fma32(float a, float b, float c)
     memcpy(&s, &u, sizeof s);
     return (float)s;
 }
+
+/* The same by the instruction where the target has one. */
+static inline float fma32(float a, float b, float c)
+{
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__)
+    return fmaf(a, b, c);
+#else
+    return fma32_in_double(a, b, c);
 #endif
+}
 
 /* 2^n of an integer -126 <= n <= 127, as a float. */
 static inline float power_of_two(uint32_t n)
@@ -78,14 +81,15 @@ static inline float exp32(float x)
 }
 
 /* ln x = k ln 2 + ln(1 + f), 1 + f in [√½, √2), by a polynomial of relative
- * error 2^-27. ln 0 = -inf, ln of a negative number is NaN. */
+ * error 2^-27. ln 0 = -inf, ln of a negative number is NaN: added, for a choice
+ * between results would become a branch around all of this. */
 static inline float log32(float x)
 {
     const uint32_t root_half = 0x3f3504f3;
-    int tiny = x < 0x1p-126f;
-    uint32_t u = f32_bits(tiny ? x * 0x1p23f : x);
+    int32_t tiny = x < 0x1p-126f;
+    uint32_t u = f32_bits(x * (tiny ? 0x1p23f : 1.0f));
     uint32_t e = (u - root_half + ((uint32_t)128 << 23)) >> 23;
-    float k = (float)((int32_t)e - (tiny ? 151 : 128));
+    float k = (float)((int32_t)e - 128 - 23 * tiny);
     float f = f32_from_bits(u - ((e - 128) << 23)) - 1.0f, z = f * f;
     float p = 0x1.b79486p-5f;
     p = fma32(p, f, -0x1.bfd670p-4f);
@@ -98,10 +102,10 @@ static inline float log32(float x)
     p = fma32(p, f, 0x1.555548p-2f);
     p = fma32(f * z, p, k * -1.90465421e-9f);
     p = f + fma32(z, -0.5f, p);
-    p = fma32(k, 0.693147182f, p);
-    p = x < INFINITY ? p : x;
-    p = x > 0.0f || x != x ? p : NAN;
-    return x == 0.0f ? -INFINITY : p;
+    float special = x < INFINITY ? 0.0f : x;
+    special = x < 0.0f ? NAN : special;
+    special = x == 0.0f ? -INFINITY : special;
+    return fma32(k, 0.693147182f, p) + special;
 }
 
 double exp64(double x);

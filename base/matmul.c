@@ -664,13 +664,15 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
 
 float dot(const float *a, const float *b, size_t n)
 {
-    float lanes[LANES] = {0};
+    ALIGNED float lanes[LANES];
     Matrix m = matrix_f32(a, 1, n, n);
     size_t whole = n - n % LANES;
-    for (size_t k = 0; k < whole; k += LANES)
-        for (size_t s = 0; s < LANES; s += VW)
-            v_store(lanes + s, v_fma(v_load(a + k + s), v_load(b + k + s),
-                                     v_load(lanes + s)));
+    for (size_t s = 0; s < LANES; s += VW) {
+        V v = v_splat(0);
+        for (size_t i = 0; i < whole; i += LANES)
+            v = v_fma(v_load(a + i + s), v_load(b + i + s), v);
+        v_store(lanes + s, v);
+    }
     if (whole != n)
         add_block(lanes, &m, 0, b, whole, n - whole);
     return tree(lanes);

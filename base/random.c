@@ -42,20 +42,27 @@ static float cos_turn(uint32_t turn)
     float c = fma32(-2.75573192e-7f, z, 2.48015873e-5f);
     c = fma32(fma32(c, z, -1.38888889e-3f), z, 4.16666667e-2f);
     c = fma32(fma32(c, z, -0.5f), z, 1.0f);
-    float y = quadrant & 1 ? s : c;
-    return (quadrant + 1) & 2 ? -y : y;
+    uint32_t sign = ((quadrant + 1) & 2) << 30;
+    return f32_from_bits(f32_bits(quadrant & 1 ? s : c) ^ sign);
 }
 
-/* √(-2 ln v) cos(2πw): v in (0, 1] from the upper half, w from the lower. */
-static float normal(uint64_t u)
-{
-    float v = fma32((float)(uint32_t)(u >> 32), 0x1p-32f, 0x1p-33f);
-    return sqrtf(-2.0f * log32(v)) * cos_turn((uint32_t)u);
-}
-
+/* √(-2 ln v) cos(2πw): v in (0, 1] from a number's upper half, w from its
+ * lower one. The root has a loop of its own, because the library's, which may
+ * set errno, would keep all of it from becoming vector code. */
 void random_normal(Random *r, float *out, size_t n, float std)
 {
-    for (size_t i = 0; i < n; i++)
-        out[i] = normal(mix(r->state + (i + 1) * step)) * std;
-    r->state += n * step;
+    enum { BLOCK = 256 };
+    float square[BLOCK], cosine[BLOCK];
+    for (size_t begin = 0; begin < n; begin += BLOCK) {
+        size_t m = n - begin < BLOCK ? n - begin : BLOCK;
+        for (size_t i = 0; i < m; i++) {
+            uint64_t u = mix(r->state + (i + 1) * step);
+            float v = fma32((float)(uint32_t)(u >> 32), 0x1p-32f, 0x1p-33f);
+            square[i] = -2.0f * log32(v);
+            cosine[i] = cos_turn((uint32_t)u);
+        }
+        for (size_t i = 0; i < m; i++)
+            out[begin + i] = (sqrtf(square[i]) * cosine[i]) * std;
+        r->state += m * step;
+    }
 }

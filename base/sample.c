@@ -1,10 +1,10 @@
 /* sample.c: from logits to one index.
  *
  * 1. p = softmax((l - max l) / temperature).
- * 2. The candidates become a heap, the best on top: greater p, then lower
- *    index. They leave it in this order until top_k are out, or, where top_k
- *    keeps all, until their mass reaches top_p. A mass is summed in double, in
- *    this order.
+ * 2. Where top_k or top_p limits: the candidates become a heap, the best on
+ *    top: greater p, then lower index. They leave it in this order until
+ *    top_k are out, or, where top_k keeps all, until their mass reaches
+ *    top_p. A mass is summed in double, in this order.
  * 3. After a top_k, the fewest are kept whose mass reaches top_p of theirs.
  * 4. p is multiplied by 1/mass of what is kept, rounded to float. */
 #include "sample.h"
@@ -94,8 +94,8 @@ static size_t rank(uint32_t *order, float *p, size_t n, size_t k,
 size_t sample_distribution(const Sampler *s, const float *logits, size_t n,
                            uint32_t *order, float *p)
 {
-    size_t best = argmax(logits, n), kept;
-    int cut = s->top_k != 0 && s->top_k < n;
+    size_t best = argmax(logits, n), kept = n;
+    int some = s->top_k != 0 && s->top_k < n;
     double top_p = s->top_p < 1 ? (double)s->top_p : INFINITY, mass;
     if (s->temperature == 0) {
         order[0] = (uint32_t)best;
@@ -107,9 +107,10 @@ size_t sample_distribution(const Sampler *s, const float *logits, size_t n,
         p[i] = (logits[i] - logits[best]) / s->temperature;
     }
     softmax(p, p, n);
-    kept = rank(order, p, n, cut ? s->top_k : n, cut ? INFINITY : top_p);
+    if (some || s->top_p < 1)
+        kept = rank(order, p, n, some ? s->top_k : n, some ? INFINITY : top_p);
     reaching(p, kept, INFINITY, &mass);
-    if (cut)
+    if (some)
         kept = reaching(p, kept, top_p * mass, &mass);
     scale(p, p, (float)(1 / mass), kept);
     return kept;

@@ -12,9 +12,11 @@ typedef struct {
 } Sampler;
 
 /* The distribution that sampling uses: p = softmax(logits / temperature),
- * then top_k, then top_p, renormalised; temperature 0 is one-hot. Sorted by
- * probability descending, ties to the lowest index. order (n) receives the
- * indices kept, p (n) their probabilities; returns how many. */
+ * then top_k, then top_p of what that leaves, renormalised; temperature 0 is
+ * one-hot. order (n) receives the indices kept, p (n) their probabilities;
+ * returns how many. Where top_k or top_p limits, they are sorted by
+ * probability descending, ties to the lowest index; else all stay in the order
+ * of the logits. Logits are finite, n >= 1. */
 size_t sample_distribution(const Sampler *s, const float *logits, size_t n,
                            uint32_t *order, float *p);
 size_t argmax(const float *x, size_t n);  /* lowest index on ties */

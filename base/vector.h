@@ -32,6 +32,7 @@
 #define PREFETCH(p) __builtin_prefetch(p)
 typedef float V __attribute__((vector_size(VW * sizeof(float))));
 typedef V VOnce __attribute__((may_alias, aligned(1)));
+typedef int32_t VMask __attribute__((vector_size(VW * sizeof(float))));
 typedef uint64_t VBits __attribute__((vector_size(VW * sizeof(float))));
 typedef float V4 __attribute__((vector_size(4 * sizeof(float))));
 #define AT(v, i) (v)[i]
@@ -95,6 +96,28 @@ INLINE V v_splat(float f)
     V v;
     for (int i = 0; i < VW; i++)
         AT(v, i) = f;
+    return v;
+}
+
+INLINE V v_add(V a, V b)
+{
+    V v;
+    for (int i = 0; i < VW; i++)
+        AT(v, i) = AT(a, i) + AT(b, i);
+    return v;
+}
+
+/* a where it is greater, else b. */
+INLINE V v_max(V a, V b)
+{
+    V v;
+#if GNU_VECTORS
+    VMask greater = a > b; /* all bits of an element, or none */
+    v = (V)((greater & (VMask)a) | (~greater & (VMask)b));
+#else
+    for (int i = 0; i < VW; i++)
+        AT(v, i) = AT(a, i) > AT(b, i) ? AT(a, i) : AT(b, i);
+#endif
     return v;
 }
 
