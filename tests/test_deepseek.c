@@ -398,6 +398,7 @@ static void test_context_is_finite(void **state)
     Case c;
     Error err;
     Session bad;
+    char wanted[100];
     (void)state;
     case_open(&c, "k1-v2-lite");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 8});
@@ -415,13 +416,11 @@ static void test_context_is_finite(void **state)
     must_fail(session_open(&bad, &c.model, &(SessionOptions){.ctx = 0}, &err),
               &err, "context: wanted 1 to 1073741824 tokens, found 0");
     session_close(&bad);
+    snprintf(wanted, sizeof wanted, "context: wanted 1 to 1073741824 tokens,"
+             " found %zu", SIZE_MAX);
     must_fail(session_open(&bad, &c.model,
-                           &(SessionOptions){.ctx = SIZE_MAX / 4}, &err),
-              &err, SIZE_MAX >> 32
-                        ? "context: wanted 1 to 1073741824 tokens, found"
-                          " 4611686018427387903"
-                        : "context: wanted 1 to 1073741824 tokens, found"
-                          " 1073741823");
+                           &(SessionOptions){.ctx = SIZE_MAX}, &err),
+              &err, wanted);
     session_close(&bad);
     case_close(&c);
 }
@@ -537,7 +536,7 @@ static void test_no_memory(void **state)
     Case c;
     Error err;
     Session s;
-    SessionOptions o = {.ctx = 1 << 30, .chunk = SIZE_MAX, .all_logits = true};
+    SessionOptions o = {.ctx = 8, .chunk = SIZE_MAX, .all_logits = true};
     (void)state;
     case_open(&c, "k1-v2-lite");
     c.model.config.num_hidden_layers = SIZE_MAX / 16;
