@@ -675,7 +675,7 @@ static int copy_beside(const char *config_path, const char *name,
 
 static const char *const init_names[] = {
     "model.safetensors", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json"};
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
 
 enum { INIT_FILES = sizeof init_names / sizeof *init_names };
 
@@ -702,11 +702,10 @@ int model_init(const Config *c, const char *config_path, const char *dir,
     if (!failed && !(failed = make_dir(dir, err))) {
         failed = write_weights(c, paths[0], force, dtype, seed, std, err)
                  || config_write(c, dtype, paths[1], force, err)
-                 || config_write_generation(c, paths[2], force, err)
-                 || copy_beside(config_path, init_names[3], paths[3], force,
-                                err)
-                 || copy_beside(config_path, init_names[4], paths[4], force,
-                                err);
+                 || config_write_generation(c, paths[2], force, err);
+        for (int i = 3; i < INIT_FILES && !failed; i++)
+            failed = copy_beside(config_path, init_names[i], paths[i], force,
+                                 err);
         for (int i = 0; i < INIT_FILES && failed && !force; i++)
             remove(paths[i]);  /* none was there before */
         if (failed && !existed)
