@@ -134,7 +134,7 @@ static void count_flops(Costs *costs, const Config *c, size_t ctx)
     costs->flops_naive = naive * (double)ctx;
     /* The backward pass is two forward ones; a token of a sequence attends to
      * half of it on average. */
-    costs->flops_train = 6 * weights + 3 * naive * (TRAIN_SEQUENCE / 2);
+    costs->flops_train = 6 * weights + 3 * naive * TRAIN_SEQUENCE / 2;
 }
 
 void cost_count(Costs *costs, const Config *c, DType checkpoint, size_t ctx)
