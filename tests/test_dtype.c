@@ -75,9 +75,13 @@ static void test_f16(void **state)
 static void test_bf16(void **state)
 {
     (void)state;
-    for (unsigned code = 0; code < 65536; code++)
-        assert_int_equal(f32_bits(f32_from_bf16((uint16_t)code)),
-                         (uint32_t)code << 16);
+    for (unsigned code = 0; code < 65536; code++) {
+        float f = f32_from_bf16((uint16_t)code);
+        if ((code & 0x7fff) > 0x7f80) /* x87 returns it changed, but NaN */
+            assert_true(f != f);
+        else
+            assert_int_equal(f32_bits(f), (uint32_t)code << 16);
+    }
 }
 
 typedef uint16_t Encode(float f);
