@@ -739,6 +739,61 @@ static void fill_span(float *panel, const Matrix *w, size_t r, size_t n,
     }
 }
 
+/* The same for one row of x and whole spans, from w as it is stored: q points
+ * to the span in row i. */
+#define STEP_T_F32(C, r) \
+    c##r##0 = v_fma(x0, v_load_f32(q + (r) * VW * 4), c##r##0);
+#define STEP_T_BF16(C, r) \
+    c##r##0 = v_fma(x0, v_load_bf16(q + (r) * VW * 2), c##r##0);
+#define STEP_T_F8(C, r) \
+    c##r##0 = v_fma(x0, v_mul(v_load_normal_f8(q + (r) * VW), \
+                              v_splat(factors[i])), c##r##0);
+#define ACCUMULATE_STORED(name, STEP, size)                             \
+    NOINLINE static void name(float *restrict y, size_t ldy,            \
+                              const float *restrict x,                  \
+                              const unsigned char *restrict q,          \
+                              size_t row, size_t ahead, size_t n,       \
+                              const float *restrict factors)            \
+    {                                                                   \
+        size_t i = 0;                                                   \
+        (void)factors;                                                  \
+        EACH(TAKE_Y_ROW, COLUMNS1)                                      \
+        do {                                                            \
+            V x0 = v_splat(x[i]);                                       \
+            prefetch(q + ahead, SPAN * (size));                         \
+            EACH(STEP, COLUMNS1)                                        \
+        } while (q += row, ++i < n);                                    \
+        EACH(PUT_Y_ROW, COLUMNS1)                                       \
+    }
+
+ACCUMULATE_STORED(accumulate_f32, STEP_T_F32, sizeof(float))
+ACCUMULATE_STORED(accumulate_bf16, STEP_T_BF16, sizeof(uint16_t))
+ACCUMULATE_STORED(accumulate_f8, STEP_T_F8, 1)
+
+/* y += x w for n <= T_DEPTH rows from r on and the span at k; 0 if w must be
+ * decoded into a panel first. */
+static int accumulate_stored(float *y, const float *x, const Matrix *w,
+                             size_t r, size_t n, size_t k)
+{
+    float factors[T_DEPTH] = {0};
+    const unsigned char *p = at(w, r, k);
+    size_t row = w->stride * dtype_size(w->dtype);
+    size_t ahead = r + n + T_DEPTH <= w->rows ? T_DEPTH * row : 0;
+    if (!usable_as_stored(w))
+        return 0;
+    for (size_t i = 0; w->scale != NULL && i < n; i++)
+        factors[i] = block_scale(w, r + i, k / F8_BLOCK);
+    if (w->dtype == DT_F32)
+        accumulate_f32(y, 0, x, p, row, ahead, n, factors);
+    else if (w->dtype == DT_BF16)
+        accumulate_bf16(y, 0, x, p, row, ahead, n, factors);
+    else if (all_normal_f8(p, row, n, SPAN))
+        accumulate_f8(y, 0, x, p, row, ahead, n, factors);
+    else
+        return 0;
+    return 1;
+}
+
 /* accumulate where less than SPAN columns are left in y. */
 static void accumulate_edge(float *y, size_t ldy, const float *x, size_t ldx,
                             size_t T, const float *w, size_t n, size_t width)
@@ -758,6 +813,9 @@ static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
     ALIGNED float panel[T_DEPTH * SPAN] = {0};
     for (size_t k = 0; k < w->cols; k += SPAN) {
         size_t width = least(SPAN, w->cols - k);
+        if (T == 1 && width == SPAN &&
+            accumulate_stored(y + k, x + r, w, r, n, k))
+            continue;
         fill_span(panel, w, r, n, k, width);
         for (size_t t = 0; t < T; t += COLUMNS) {
             size_t m = least(COLUMNS, T - t);

@@ -107,6 +107,14 @@ INLINE V v_add(V a, V b)
     return v;
 }
 
+INLINE V v_mul(V a, V b)
+{
+    V v;
+    for (int i = 0; i < VW; i++)
+        AT(v, i) = AT(a, i) * AT(b, i);
+    return v;
+}
+
 /* a where it is greater, else b. */
 INLINE V v_max(V a, V b)
 {
