@@ -1,0 +1,135 @@
+#!/bin/sh
+# check_static.sh: compilers, cppcheck, clang-tidy and clang's analyzer find
+# nothing in the sources, and nothing in the program is there in vain.
+#
+# Every finding is an error; what is not asked for, and what is let pass, is
+# listed in the functions below with its reason. What is absent is named as
+# skipped.
+# usage: tests/check_static.sh [warnings|unused|cppcheck|tidy|analyzer...]
+set -u
+root=build/static
+failed=0
+unset MAKEFLAGS # of a make that runs this
+mkdir -p "$root"
+
+have() {
+    command -v "$1" >/dev/null 2>&1 && return
+    echo "static: $1 skipped, none here"
+    return 1
+}
+
+# The program with these settings of make's, into $root/NAME, of which LOG
+# gets what the compiler says.
+build() {
+    name=$1
+    shift
+    make -s -j2 "$@" BUILD="$root/$name" PROGRAM="$root/$name/deepseek" \
+        "$root/$name/deepseek" >"$root/$name.log" 2>&1 ||
+        echo "error: build failed" >>"$root/$name.log"
+}
+
+# Lines of $2 that no pattern on standard input lets pass are findings of $1.
+report() {
+    if grep -vE "$(grep . | paste -sd'|')" "$2"; then
+        failed=$((failed + 1))
+    else
+        echo "static: $1 found nothing"
+    fi
+}
+
+# -pedantic -Wall -Wextra -Wconversion -Wshadow; the build is not kept, for a
+# warning comes once.
+warnings() {
+    for cc in gcc clang; do
+        have $cc || continue
+        rm -rf "${root:?}/$cc"
+        build $cc CC=$cc OPT=-O1
+        echo '^$' | report "$cc" "$root/$cc.log"
+    done
+}
+
+# Functions that main does not reach: the linker knows, where cppcheck's
+# unusedFunction guesses. They stay for the tests alone:
+# - the naive loops of base/matmul.c, to which tests hold the fast ones;
+# - e4m3_decode, the definition to which tests hold the tables;
+# - random_uniform, the numbers of the tests' inputs.
+unused() {
+    have gcc || return
+    rm -rf "$root/unused"
+    build unused CC=gcc OPT='-O0 -ffunction-sections' \
+        LDFLAGS='-Wl,--gc-sections,--print-gc-sections'
+    sed -n "s/.*'\.text\.\(.*\)' in file '.*unused\/\(.*\)\.o'/\2.c: \1/p" \
+        "$root/unused.log" >"$root/unused.list"
+    report "search for functions that nothing calls" "$root/unused.list" <<'END'
+^base/matmul.c: (matmul|matmul_t|dot|lanes)_plain$
+^base/matmul.c: element$
+^fp8.c: e4m3_decode$
+^base/random.c: random_uniform$
+END
+}
+
+# - knownConditionTrueFalse: "end - s >= 2 is always false" after a test of
+#   s < end && *s == '"'; it is not, where *s is another character;
+#   nor "i < m" in base/random.c: it takes the local enum BLOCK for 0;
+# - moduloofone: a macro's i % columns, for one column;
+# - ctuuninitvar: an Error is written by who fails and not read before.
+cppcheck_all() {
+    have cppcheck || return
+    cppcheck --quiet --std=c99 -I. --template='{file}:{line}: {message} [{id}]' \
+        --template-location='' --enable=warning,style,performance,portability \
+        ./*.c base/*.c commands/*.c 2>"$root/cppcheck.log"
+    report cppcheck "$root/cppcheck.log" <<'END'
+^base/json.c:.*end-s>=2.*\[knownConditionTrueFalse\]$
+^base/random.c:.*i<m.*\[knownConditionTrueFalse\]$
+^base/matmul.c:.*\[moduloofone\]$
+^[a-z./]*:.* err .*\[ctuuninitvar\]$
+^$
+END
+}
+
+# Not asked for: bugprone-easily-swappable-parameters, since outputs, inputs,
+# weights, sizes is the one order here, and many of them are of one type. Then
+# - reserved identifiers: POSIX wants its macros defined;
+# - int-to-ptr: inside MAP_FAILED and SIG_ERR, which are not ours;
+# - sizeof(A*): arrays of pointers, to be sorted;
+# - widening in base/matmul.c: constants, below 2^12;
+# - memcpy's missing terminator: path_join copies m + 1 bytes, with it;
+# - signal-handler: file_remove_temps calls unlink alone;
+# - recursion: as deep as the stages of a pattern, an encoder or a JSON file.
+tidy() {
+    have clang-tidy || return
+    checks='-*,bugprone-*,misc-*,performance-*,portability-*'
+    checks="$checks,-bugprone-easily-swappable-parameters"
+    ls ./*.c base/*.c commands/*.c | xargs -n 4 -P 2 sh -c '
+        clang-tidy --quiet --checks="$0" "$@" -- \
+            -std=c99 -ffp-contract=off -I. 2>/dev/null' "$checks" |
+        grep -aE ': (warning|error):' | sed "s|^$PWD/||" | sort -u \
+            >"$root/tidy.log"
+    report clang-tidy "$root/tidy.log" <<'END'
+_(XOPEN_SOURCE|FILE_OFFSET_BITS)'.*\[bugprone-reserved-identifier\]$
+\[performance-no-int-to-ptr\]$
+sizeof\(A\*\).*\[bugprone-sizeof-expression\]$
+^base/matmul.c:.*\[bugprone-implicit-widening-of-multiplication-result\]$
+^base/file.c:.*'memcpy' is not null-term.*\[bugprone-not-null-terminated-result\]$
+^commands/stream.c:.*'file_remove_temps'.*\[bugprone-signal-handler\]$
+'(cut|encode_span|read_(pretokenizer|post_processor))'.*\[misc-no-recursion\]$
+END
+}
+
+# - base/matmul.c: rows have at least one column, and a matrix its data, but
+#   the analyzer sees no caller that says so.
+analyzer() {
+    have scan-build || return
+    rm -rf "$root/analyzer"
+    scan-build -o "$root/reports" make -s -j2 OPT=-O1 BUILD="$root/analyzer" \
+        PROGRAM="$root/analyzer/deepseek" "$root/analyzer/deepseek" 2>&1 |
+        grep -aE ': (warning|error):' | sort -u >"$root/analyzer.log"
+    report "clang's analyzer" "$root/analyzer.log" <<'END'
+^base/matmul.c:.*\[core\.(NonNullParamChecker|CallAndMessage)\]$
+END
+}
+
+for check in ${*:-warnings unused cppcheck tidy analyzer}; do
+    case $check in cppcheck) cppcheck_all ;; *) $check ;; esac
+done
+[ "$failed" = 0 ]
