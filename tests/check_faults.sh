@@ -5,25 +5,28 @@
 # tests/fault.c does that, under AddressSanitizer. Each run must end well or
 # with status 1 and one line, leak nothing, leave no temporary file, and keep
 # or replace the file that it was to write, never half of it.
-# Linux with glibc and gcc; elsewhere it says so and passes.
+# Linux with glibc and gcc; elsewhere it says so and passes. FAULTS_BUILD and
+# FAULTS_OPT name another folder, and other flags than AddressSanitizer's.
 # usage: tests/check_faults.sh [COMMAND-PATTERN]
 set -u
 pattern=${1:-*}
-root=build/faults
+root=${FAULTS_BUILD:-build/faults}
+options=${FAULTS_OPT:--O1 -g -fsanitize=address}
 calls='malloc calloc realloc fopen64 fdopen fread fwrite fflush fclose fseek
 ftell fsync rename open64 fstat64 mmap64 mkdir'
 wraps=
+unset MAKEFLAGS # of a make that runs this
 for call in $calls; do wraps="$wraps -Wl,--wrap=$call"; done
 
 mkdir -p "$root"
 { gcc -D_GNU_SOURCE -c -o "$root/fault.o" tests/fault.c &&
-    make -s CC=gcc OPT='-O1 -g -fsanitize=address' BUILD="$root" \
-        LDFLAGS="$wraps $root/fault.o" PROGRAM="$root/deepseek" \
-        "$root/deepseek"; } >"$root/log" 2>&1 || {
+    make -s CC=gcc OPT="$options" BUILD="$root" \
+        LDFLAGS="$wraps $root/fault.o" PROGRAM="$root/faulty" \
+        "$root/faulty"; } >"$root/log" 2>&1 || {
     echo "faults: skipped, no build with --wrap here, see $root/log"
     exit 0
 }
-program=$PWD/$root/deepseek
+program=$PWD/$root/faulty
 work=$PWD/$root/work
 model=$PWD/tests/data/models/k1-v2-lite
 fp8=$PWD/tests/data/models/fp8-sharded
