@@ -43,9 +43,13 @@ OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
 CHECKS  = $(wildcard tests/check_*.sh)
+# Whatever a file holds, every line that reads it has been tried.
+LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
+          base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check identical fuzz bench install clean help FORCE
+.PHONY: all portable run test check identical fuzz coverage bench install clean \
+        help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -62,7 +66,7 @@ run: $(PROGRAM) ## tell a story from the model in models/
 test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh tests/run.sh $(TESTS)
 
-check: test ## the tests, and that every equation stands above its lines
+check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
 	@for check in $(CHECKS); do \
 	    DEEPSEEK=$(abspath $(PROGRAM)) sh $$check || exit 1; done
 
@@ -71,6 +75,14 @@ identical: ## compare the bits of every build that this machine can make
 
 fuzz: ## search for inputs that break a reader, FUZZ seconds each
 	sh tests/fuzz.sh $(FUZZ)
+
+coverage: ## print which lines the tests and failing calls ran (gcc)
+	find $(BUILD) -name '*.gcda' -delete
+	$(MAKE) -s CC=gcc OPT='-O0 -g --coverage' BUILD=$(BUILD)/coverage \
+	    PROGRAM=$(BUILD)/coverage/deepseek test
+	FAULTS_BUILD=$(BUILD)/coverage FAULTS_OPT='-O0 -g --coverage' \
+	    sh tests/check_faults.sh
+	sh tests/coverage.sh $(BUILD)/coverage $(LOADERS)
 
 bench: $(PROGRAM) $(BENCHES) ## measure
 	@for bench in $(BENCHES); do ./$$bench || exit 1; done
