@@ -11,7 +11,7 @@
 # programs, and what SLOW names, whose code runs in the other tests too.
 # usage: tests/check_sanitizers.sh [asan|msan|memcheck...]
 set -u
-SLOW='test_cli test_deepseek'
+SLOW='test_cli test_deepseek test_json'
 root=build/sanitize
 flags='-g -O1 -fno-omit-frame-pointer'
 failed=0
