@@ -7,11 +7,12 @@
 # valgrind; those that run the program run one built the same way. A finding
 # fails the test program. What is absent is named as skipped.
 #
-# Valgrind is some 30 times slower and leaves out test_cli, which runs other
-# programs, and what SLOW names, whose code runs in the other tests too.
+# Valgrind is some 30 times slower and takes long double for double. It leaves
+# out the tests of LEFT_OUT: test_cli, which runs other programs; test_maths,
+# which measures in long double; and the longest, whose code runs in others.
 # usage: tests/check_sanitizers.sh [asan|msan|memcheck...]
 set -u
-SLOW='test_cli test_deepseek test_json'
+LEFT_OUT='test_cli test_maths test_deepseek test_json test_kernels'
 root=build/sanitize
 flags='-g -O1 -fno-omit-frame-pointer'
 failed=0
@@ -76,7 +77,7 @@ memcheck() {
     mkdir -p "$folder/under"
     chosen=
     for test in $tests; do
-        case " $SLOW " in *" ${test##*/} "*) continue ;; esac
+        case " $LEFT_OUT " in *" ${test##*/} "*) continue ;; esac
         script=$folder/under/${test##*/}
         { echo '#!/bin/sh'
             echo "exec valgrind -q --error-exitcode=99 --leak-check=full" \
@@ -85,7 +86,7 @@ memcheck() {
         chosen="$chosen $script"
     done
     # shellcheck disable=SC2086
-    run "valgrind, without $SLOW" $chosen
+    run "valgrind, without $LEFT_OUT" $chosen
 }
 
 for check in ${*:-asan msan memcheck}; do $check; done
