@@ -128,6 +128,8 @@ static const char *const refused[][2] = {
      "line 1, column 2: half of a surrogate pair"},
     {"\"\\udc00\\ud800\"",
      "line 1, column 2: half of a surrogate pair"},
+    {"\"\\udc00\\udc00\"",
+     "line 1, column 2: half of a surrogate pair"},
     {"\"\\U0041\"",
      "line 1, column 2: malformed escape"},
     {"\"\011\"",
@@ -430,6 +432,9 @@ static void test_strings(void **state)
         free(copy);
         assert_true(json_equals(&json, json.nodes, cases[i].bytes)
                     == (strlen(cases[i].bytes) == n));
+        char longer[20];
+        sprintf(longer, "%sx", cases[i].bytes);
+        assert_false(json_equals(&json, json.nodes, longer));
         assert_false(json_equals(&json, json.nodes, "another"));
         assert_false(json_equals(&json, json.nodes, "p"));
         done(&json);
@@ -494,6 +499,9 @@ static void test_numbers(void **state)
     assert_number("1e-400", 0);
     assert_number("1e99999999999999999999999", HUGE_VAL);
     assert_number("-1e-99999999999999999999999", -0.0);
+    assert_number("1e4294967296", HUGE_VAL);
+    assert_number("1e-4294967295", 0);
+    assert_number("1e18446744073709551617", HUGE_VAL);
 }
 
 /* 1 + 2^-53 lies half way; whatever follows, however late, decides. */
@@ -523,6 +531,29 @@ static void test_long_numbers(void **state)
     memset(text, '9', 2000);
     strcpy(text + 2000, "e-2000");
     assert_number(text, 1);
+}
+
+/* Half the least double, 2^-1075, has 752 digits: 5^1075 behind a point. */
+static void test_most_digits(void **state)
+{
+    (void)state;
+    int digits[760] = {1}, n = 1;
+    for (int i = 0; i < 1075; i++) {
+        for (int j = 0, carry = 0; j < n || carry > 0; j++) {
+            int value = digits[j] * 5 + carry;
+            digits[j] = value % 10;
+            carry = value / 10;
+            n = j >= n ? j + 1 : n;
+        }
+    }
+    assert_int_equal(n, 752);
+    char text[800];
+    for (int j = 0; j < n; j++)
+        text[j] = (char)('0' + digits[n - 1 - j]);
+    strcpy(text + n, "e-1075");
+    assert_number(text, 0); /* a tie, to even */
+    strcpy(text + n, "0000000000000000000001e-1097");
+    assert_number(text, 0x1p-1074);
 }
 
 /* Against strtod, which rounds correctly here. */
@@ -867,6 +898,7 @@ int main(void)
         cmocka_unit_test(test_not_a_string),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_long_numbers),
+        cmocka_unit_test(test_most_digits),
         cmocka_unit_test(test_random_numbers),
         cmocka_unit_test(test_locale),
         cmocka_unit_test(test_integers),

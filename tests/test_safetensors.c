@@ -103,6 +103,8 @@ static const struct {
      "tensor a: shape: more elements than memory can hold"},
     {ONE("'F64'", "[2147483647,1073741825]", "[0,4]"), 4,
      "tensor a: shape: more elements than memory can hold"},
+    {ONE("'U8'", "[65536,65536,65536,65536]", "[0,0]"), 0,
+     "tensor a: shape: more elements than memory can hold"},
     {"{'a':{'dtype':'F32','shape':[1]}}", 4,
      "tensor a: data_offsets: wanted an array, found none"},
     {ONE("'F32'", "[1]", "4"), 4,
@@ -369,7 +371,8 @@ static void test_order(void **state)
     assert_null(st_find(&st, "a"));
 }
 
-/* m/: p holds x and y, q holds z, r holds x once more, bad is malformed. */
+/* m/: p holds x and y, q holds z, o holds zz, r holds x once more, bad is
+ * malformed. */
 static void make_shards(void)
 {
     assert_true(mkdir("m", 0777) == 0 || path_is_dir("m"));
@@ -377,6 +380,8 @@ static void make_shards(void)
                ",'y':" ENTRY("'U8'", "[1]", "[1,2]") "}", 2);
     write_file("m/q.safetensors", "{'z':" ENTRY("'U8'", "[2]", "[0,2]") "}",
                2);
+    write_file("m/o.safetensors", "{'zz':" ENTRY("'U8'", "[1]", "[0,1]") "}",
+               1);
     write_file("m/r.safetensors", "{'x':" ENTRY("'U8'", "[1]", "[0,1]") "}",
                1);
     write_file("m/bad", "{", 0);
@@ -474,11 +479,19 @@ static void test_index(void **state)
     assert_null(st_find(&st, "x"));
     assert_int_equal(*st_find(&st, "y")->data, 1);
     st_close(&st);
-    write_text(INDEX, MAP("'z':'q.safetensors','y':'p.safetensors'"));
+    /* names and files in different orders */
+    static const char *const names[] = {"zz", "y", "z"};
+    const StTensor *order[3];
+    write_text(INDEX, MAP("'z':'q.safetensors','y':'p.safetensors',"
+                          "'zz':'o.safetensors'"));
     assert_int_equal(st_open(&st, "m", &err), 0);
-    assert_int_equal(st.n_tensors, 2);
-    assert_non_null(st_find(&st, "y"));
-    assert_non_null(st_find(&st, "z"));
+    assert_int_equal(st.n_tensors, 3);
+    assert_null(st_find(&st, "x"));
+    st_order(&st, order);
+    for (int i = 0; i < 3; i++) {
+        assert_string_equal(order[i]->name, names[i]);
+        assert_ptr_equal(st_find(&st, names[i]), order[i]);
+    }
     st_close(&st);
 }
 
