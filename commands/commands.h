@@ -69,12 +69,14 @@ void run_close(Run *r);
 int want_tokenizer(const Run *r, const char *instead, Error *err);
 /* The ids of --ids as they are, or of -p with BOS where the model wants it. */
 int read_prompt(Run *r, const Arguments *a, Error *err);
-/* tokens: what the context should hold if --ctx does not say. */
+/* tokens: what the context should hold if --ctx does not say. A trace shows
+ * scores of as many positions, so it gets no more. */
 int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
                  Trace *trace, Error *err);
-/* The context where --ctx says nothing: enough for `tokens`, at least
- * DEFAULT_CTX, at most what the model was made for. */
-size_t context(const Config *c, const Arguments *a, size_t tokens);
+/* The context where --ctx says nothing: enough for `tokens`, at least `least`,
+ * at most what the model was made for. */
+size_t context(const Config *c, const Arguments *a, size_t tokens,
+               size_t least);
 /* The BOS that begins every text of this model, -1: none. */
 int32_t first_id(const Tokenizer *t);
 /* What a config announces its weights to be stored as. */

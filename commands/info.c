@@ -320,7 +320,7 @@ int run_info(const Arguments *a, Error *err)
     Info i = {.path = a->line.operands[0]};
     int status = info_open(&i, a, err);
     if (status == 0) {
-        i.session.ctx = context(&i.config, a, 0);
+        i.session.ctx = context(&i.config, a, 0, DEFAULT_CTX);
         i.session.chunk = a->chunk;
         i.session.naive = a->mla == 1;
         cost_count(&i.costs, &i.config, checkpoint_dtype(&i.config),

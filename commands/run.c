@@ -157,9 +157,10 @@ int read_prompt(Run *r, const Arguments *a, Error *err)
     return r->prompt.n > 0 ? 0 : fail(err, "the prompt is empty");
 }
 
-size_t context(const Config *c, const Arguments *a, size_t tokens)
+size_t context(const Config *c, const Arguments *a, size_t tokens,
+               size_t least)
 {
-    size_t ctx = tokens > DEFAULT_CTX ? tokens : DEFAULT_CTX;
+    size_t ctx = tokens > least ? tokens : least;
     if (a->ctx > 0)
         return a->ctx;
     return ctx < c->max_position_embeddings ? ctx : c->max_position_embeddings;
@@ -169,7 +170,8 @@ int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
                  Trace *trace, Error *err)
 {
     SessionOptions o = {
-        .ctx = context(&r->model.config, a, tokens),
+        .ctx = context(&r->model.config, a, tokens,
+                       trace == NULL ? DEFAULT_CTX : 1),
         .chunk = a->chunk,
         .naive = a->mla == 1,
         .all_logits = all_logits,
