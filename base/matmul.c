@@ -637,7 +637,7 @@ static int usable_as_stored(const Matrix *w)
 /* As many rows as come in whole groups; returns how many. */
 static size_t matvec(float *y, const float *x, const Matrix *w)
 {
-    ALIGNED float lanes[AT_ONCE * LANES];
+    ALIGNED float lanes[(AT_ONCE < 4 ? 4 : AT_ONCE) * LANES]; /* fold's four */
     size_t r = 0;
     for (; r + AT_ONCE <= w->rows; r += AT_ONCE) {
         size_t ahead = r + 2 * AT_ONCE <= w->rows ? AT_ONCE : 0;
