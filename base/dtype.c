@@ -1,35 +1,21 @@
-/* dtype.c: names, sizes and conversions of number formats. */
+/* dtype.c: names and conversions of number formats. */
 #include "dtype.h"
 
-static const struct {
-    const char *name;
-    size_t size;
-} types[DT_COUNT] = {
-    [DT_F32] = {"F32", 4},         [DT_F16] = {"F16", 2},
-    [DT_BF16] = {"BF16", 2},       [DT_F8_E4M3] = {"F8_E4M3", 1},
-    [DT_F64] = {"F64", 8},         [DT_F8_E5M2] = {"F8_E5M2", 1},
-    [DT_I64] = {"I64", 8},         [DT_I32] = {"I32", 4},
-    [DT_I16] = {"I16", 2},         [DT_I8] = {"I8", 1},
-    [DT_U64] = {"U64", 8},         [DT_U32] = {"U32", 4},
-    [DT_U16] = {"U16", 2},         [DT_U8] = {"U8", 1},
-    [DT_BOOL] = {"BOOL", 1},
+static const char *const names[DT_COUNT] = {
+    "F32", "F16", "BF16", "F8_E4M3", "F64", "F8_E5M2", "I64", "I32", "I16",
+    "I8", "U64", "U32", "U16", "U8", "BOOL",
 };
 
 const char *dtype_name(DType type)
 {
-    return types[type].name;
-}
-
-size_t dtype_size(DType type)
-{
-    return types[type].size;
+    return names[type];
 }
 
 DType dtype_parse(const char *name, size_t n)
 {
     int t = 0;
-    while (t < DT_COUNT && (strlen(types[t].name) != n ||
-                            memcmp(types[t].name, name, n) != 0))
+    while (t < DT_COUNT && (strlen(names[t]) != n ||
+                            memcmp(names[t], name, n) != 0))
         t++;
     return (DType)t;
 }

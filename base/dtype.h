@@ -17,7 +17,15 @@ typedef enum {
 } DType;
 
 const char *dtype_name(DType type);  /* "BF16" */
-size_t dtype_size(DType type);       /* bytes an element */
+/* Bytes an element; inline, for kernels ask often. */
+static inline size_t dtype_size(DType type)
+{
+    static const unsigned char bytes[DT_COUNT] = {
+        4, 2, 2, 1, 8, 1, 8, 4, 2, 1, 8, 4, 2, 1, 1,
+    };
+    return bytes[type];
+}
+
 /* The type that safetensors calls by these n characters; DT_COUNT if none. */
 DType dtype_parse(const char *name, size_t n);
 

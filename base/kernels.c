@@ -68,20 +68,31 @@ void silu_mul(float *h, const float *g, const float *u, size_t n)
         h[i] = (g[i] * (1.0f / (1.0f + exp32(-g[i])))) * u[i];
 }
 
+/* By vectors, not left to the compiler: for y may be an operand, which it
+ * would take for an overlap. */
 void add(float *y, const float *a, const float *b, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
+    size_t i = 0;
+    for (; i + VW <= n; i += VW)
+        v_store(y + i, v_add(v_load(a + i), v_load(b + i)));
+    for (; i < n; i++)
         y[i] = a[i] + b[i];
 }
 
 void add_scaled(float *y, float a, const float *x, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
+    size_t i = 0;
+    for (; i + VW <= n; i += VW)
+        v_store(y + i, v_fma(v_splat(a), v_load(x + i), v_load(y + i)));
+    for (; i < n; i++)
         y[i] = fma32(a, x[i], y[i]);
 }
 
 void scale(float *y, const float *x, float a, size_t n)
 {
-    for (size_t i = 0; i < n; i++)
+    size_t i = 0;
+    for (; i + VW <= n; i += VW)
+        v_store(y + i, v_mul(v_load(x + i), v_splat(a)));
+    for (; i < n; i++)
         y[i] = x[i] * a;
 }

@@ -405,15 +405,43 @@ static void prefetch(const unsigned char *p, size_t bytes)
  * those beyond it. k is a multiple of 128. */
 static void fill(Panel *panel, const Matrix *w, size_t r, size_t k, size_t n)
 {
-    size_t last = w->rows - 1;
     panel->n = n;
     panel->scaled = w->scale != NULL;
     for (size_t i = 0; i < R; i++) {
-        size_t row = least(r + i, last), ahead = least(r + i + R, last);
-        prefetch(at(w, ahead, k), n * dtype_size(w->dtype));
+        size_t row = least(r + i, w->rows - 1);
         decode(panel->w + i * LANES, TILE, w->dtype, at(w, row, k), n);
         for (size_t b = 0; panel->scaled && b < blocks(n); b++)
             panel->factors[b * R + i] = block_scale(w, row, k / F8_BLOCK + b);
+    }
+}
+
+/* The rows of a panel to come, prefetched a few lines at a time, so that the
+ * memory works while the tiles of this one do. */
+typedef struct {
+    const unsigned char *p;
+    size_t rows, row, bytes, done; /* left; their distance, length; of one */
+} Ahead;
+
+static Ahead ahead_of(const Matrix *w, size_t r, size_t rows, size_t k,
+                      size_t n)
+{
+    size_t size = dtype_size(w->dtype);
+    if (r >= w->rows)
+        return (Ahead){NULL, 0, 0, 0, 0};
+    return (Ahead){at(w, r, k), least(rows, w->rows - r), w->stride * size,
+                   n * size, 0};
+}
+
+static void prefetch_some(Ahead *a, size_t lines)
+{
+    for (; lines > 0 && a->rows > 0; lines--) {
+        PREFETCH(a->p + a->done);
+        a->done += 64;
+        if (a->done >= a->bytes) {
+            a->done = 0;
+            a->p += a->row;
+            a->rows--;
+        }
     }
 }
 
@@ -491,28 +519,46 @@ static size_t panel_depth(const Matrix *w)
     return parts == 0 ? 1 : blocks((w->cols + parts - 1) / parts) * F8_BLOCK;
 }
 
-/* Rows r to r + n - 1 of w, n <= GROUPS·R, by T <= TOKENS rows of x. Lanes are
- * parked from one panel to the next in k; with one panel for all of k, the
- * same few lanes serve every tile. */
+/* The panel after that of n rows' r and columns' k: the next rows, else the
+ * next columns of the same rows, else the rows of the next product. */
+static Ahead next_panel(const Matrix *w, size_t r, size_t end, size_t begin,
+                        size_t k, size_t depth)
+{
+    if (r + R >= end && k + depth < w->cols) {
+        r = begin;
+        k += depth;
+    } else {
+        k = r + R < end ? k : 0;
+        r += R;
+    }
+    return ahead_of(w, r, R, k, least(depth, w->cols - k));
+}
+
+/* Rows begin to end - 1 of w, at most GROUPS·R, by T <= TOKENS rows of x.
+ * Lanes are parked from one panel to the next in k; with one panel for all of
+ * k, the same few serve every tile. */
 static void product(float *y, size_t ldy, const float *x, size_t ldx,
-                    size_t T, const Matrix *w, size_t r, size_t n)
+                    size_t T, const Matrix *w, size_t begin, size_t end)
 {
     ALIGNED float parked[GROUPS * TOKENS * TILE];
     ALIGNED Panel panel;
     size_t depth = panel_depth(w), cols = w->cols;
     size_t step = cols > depth ? TILE : 0;
     for (size_t k = 0; k < cols; k += depth)
-        for (size_t i = 0; i < n; i += R) {
-            fill(&panel, w, r + i, k, least(depth, cols - k));
+        for (size_t r = begin; r < end; r += R) {
+            Ahead ahead = next_panel(w, r, end, begin, k, depth);
+            size_t lines = R * (ahead.bytes / 64 + 1) / (T / COLUMNS + 1);
+            fill(&panel, w, r, k, least(depth, cols - k));
             for (size_t t = 0; t < T; t += COLUMNS) {
                 size_t m = least(COLUMNS, T - t);
-                float *lanes = parked + (i / R * T + t) * step;
+                float *lanes = parked + ((r - begin) / R * T + t) * step;
+                prefetch_some(&ahead, lines + 1);
                 if (k == 0)
                     memset(lanes, 0, m * TILE * sizeof *lanes);
                 tile(lanes, &panel, x + t * ldx + k, ldx, m);
                 for (size_t j = 0; k + depth >= cols && j < m; j++)
-                    fold(y + (t + j) * ldy + r + i, lanes + j * TILE,
-                         least(R, n - i));
+                    fold(y + (t + j) * ldy + r, lanes + j * TILE,
+                         least(R, end - r));
             }
         }
 }
@@ -659,7 +705,7 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
     for (size_t t = 0; t < T; t += TOKENS)
         for (size_t r = begin; r < w->rows; r += group)
             product(y + t * ldy, ldy, x + t * ldx, ldx, least(TOKENS, T - t),
-                    w, r, least(group, w->rows - r));
+                    w, r, least(r + group, w->rows));
 }
 
 float dot(const float *a, const float *b, size_t n)
@@ -730,10 +776,10 @@ static void accumulate(float *y, size_t ldy, const float *x, size_t ldx,
 static void fill_span(float *panel, const Matrix *w, size_t r, size_t n,
                       size_t k, size_t width)
 {
-    for (size_t i = 0; i < n; i++, panel += SPAN) {
-        size_t ahead = least(r + i + T_DEPTH, w->rows - 1);
-        prefetch(at(w, ahead, k), width * dtype_size(w->dtype));
-        decode(panel, LANES, w->dtype, at(w, r + i, k), width);
+    const unsigned char *p = at(w, r, k);
+    size_t row = w->stride * dtype_size(w->dtype);
+    for (size_t i = 0; i < n; i++, p += row, panel += SPAN) {
+        decode(panel, LANES, w->dtype, p, width);
         if (w->scale != NULL)
             scale(panel, panel, block_scale(w, r + i, k / F8_BLOCK), width);
     }
@@ -806,6 +852,13 @@ static void accumulate_edge(float *y, size_t ldy, const float *x, size_t ldx,
         memcpy(y + t * ldy, edge + t * SPAN, width * sizeof *y);
 }
 
+static Ahead next_span(const Matrix *w, size_t r, size_t n, size_t k)
+{
+    if (k + SPAN < w->cols)
+        return ahead_of(w, r, n, k + SPAN, least(SPAN, w->cols - k - SPAN));
+    return ahead_of(w, r + n, T_DEPTH, 0, least(SPAN, w->cols));
+}
+
 /* T <= TOKENS rows of x; n <= T_DEPTH rows of w from r on. */
 static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
                       size_t T, const Matrix *w, size_t r, size_t n)
@@ -813,6 +866,8 @@ static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
     ALIGNED float panel[T_DEPTH * SPAN] = {0};
     for (size_t k = 0; k < w->cols; k += SPAN) {
         size_t width = least(SPAN, w->cols - k);
+        Ahead ahead = next_span(w, r, n, k);
+        size_t lines = n * (ahead.bytes / 64 + 1) / (T / COLUMNS + 1);
         if (T == 1 && width == SPAN &&
             accumulate_stored(y + k, x + r, w, r, n, k))
             continue;
@@ -821,6 +876,7 @@ static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
             size_t m = least(COLUMNS, T - t);
             float *out = y + t * ldy + k;
             const float *in = x + t * ldx + r;
+            prefetch_some(&ahead, lines + 1);
             if (width == SPAN)
                 accumulate(out, ldy, in, ldx, m, panel, n);
             else

@@ -29,7 +29,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #define ALIGNED __attribute__((aligned(64)))
-#define PREFETCH(p) __builtin_prefetch(p)
+#define PREFETCH(p) __builtin_prefetch(p, 0, 2) /* to the second cache */
 typedef float V __attribute__((vector_size(VW * sizeof(float))));
 typedef V VOnce __attribute__((may_alias, aligned(1)));
 typedef int32_t VMask __attribute__((vector_size(VW * sizeof(float))));
