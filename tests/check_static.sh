@@ -118,7 +118,8 @@ END
 }
 
 # - base/matmul.c: rows have at least one column, and a matrix its data, but
-#   the analyzer sees no caller that says so.
+#   the analyzer sees no caller that says so;
+# - base/safetensors.c: read_sizes has set both where it returns 2.
 analyzer() {
     have scan-build || return
     rm -rf "$root/analyzer"
@@ -126,6 +127,7 @@ analyzer() {
         PROGRAM="$root/analyzer/deepseek" "$root/analyzer/deepseek" 2>&1 |
         grep -aE ': (warning|error):' | sort -u >"$root/analyzer.log"
     report "clang's analyzer" "$root/analyzer.log" <<'END'
+^base/safetensors.c:.*'>' is a garb.*\[core\.UndefinedBinaryOperatorResult\]$
 ^base/matmul.c:.*\[core\.(NonNullParamChecker|CallAndMessage)\]$
 END
 }
