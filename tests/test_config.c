@@ -581,6 +581,8 @@ static void test_refused_together(void **state)
                      {"moe_intermediate_size", "4097"}};
     Pair class[] = {{"model_type", NULL},
                     {"architectures", "[\"LlamaForCausalLM\"]"}};
+    Pair many[] = {{"num_hidden_layers", "40"},
+                   {"n_routed_experts", "65536"}};
     Pair mtp[] = {{"first_k_dense_replace", "3"}, {"n_group", "5"}};
     Pair experts[] = {{"num_hidden_layers", "1024"},
                       {"n_routed_experts", "65536"}};
@@ -595,6 +597,8 @@ static void test_refused_together(void **state)
                 " in all, found 4096 times moe_intermediate_size 4097");
     must_refuse(class, 2, "model_type is missing; wanted deepseek_v2 or"
                 " deepseek_v3");
+    must_refuse(many, 2, "n_routed_experts: wanted at most 25575 in 41"
+                " layers, found 65536");
     must_refuse(mtp, 2, "n_routed_experts: wanted a multiple of n_group (5),"
                 " found 12");
 }

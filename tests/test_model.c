@@ -776,6 +776,41 @@ static void test_init_values(void **state)
     free(dir);
 }
 
+/* Sides of 127, 128, 129 and 256: a grid has no block more than it needs. */
+static void test_scale_grid(void **state)
+{
+    char *dir = scratch_dup("new"), name[200];
+    Config c = config_of(MODELS "k3-v3");
+    Model m;
+    Error err;
+    TensorInfo info;
+    size_t exact = 0;
+    (void)state;
+    c.hidden_size = 256;
+    c.intermediate_size = 129;
+    c.moe_intermediate_size = 127;
+    c.kv_lora_rank = 128 - c.qk_rope_head_dim;
+    c.q_lora_rank = 128;
+    c.num_hidden_layers = 4;
+    init(&c, dir, DT_F8_E4M3, 1);
+    must(model_open(&m, dir, &err), &err);
+    TensorWalk walk = tensor_walk(&m.config, &m);
+    while (tensor_next(&walk, &info)) {
+        snprintf(name, sizeof name, "%s_scale_inv", info.name);
+        const StTensor *t = st_find(&m.files, name);
+        assert_int_equal(t != NULL, info.slot->dtype == DT_F8_E4M3);
+        if (!t)
+            continue;
+        assert_int_equal(t->shape[0], (info.rows + 127) / 128);
+        assert_int_equal(t->shape[1], (info.cols + 127) / 128);
+        exact += info.rows % 128 == 0 || info.cols % 128 == 0;
+    }
+    assert_true(exact > 50);
+    model_close(&m);
+    remove_made(dir);
+    free(dir);
+}
+
 static bool same_file(const char *a, const char *b, const char *name)
 {
     char path[300];
@@ -954,7 +989,8 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_overflowing_scale),
         cmocka_unit_test(test_init_round_trip),
-        cmocka_unit_test(test_init_values), cmocka_unit_test(test_init_seed),
+        cmocka_unit_test(test_init_values),
+        cmocka_unit_test(test_scale_grid), cmocka_unit_test(test_init_seed),
         cmocka_unit_test(test_init_copies_tokenizer),
         cmocka_unit_test(test_init_force),
         cmocka_unit_test(test_init_leaves_nothing),
