@@ -283,13 +283,8 @@ static FILE *open_stream(const char *path, Error *err)
 {
     errno = 0;
     FILE *in = fopen(path, "rb");
-    if (in == NULL) {
+    if (in == NULL)
         fail_to("open", path, err);
-    } else if (path_is_dir(path)) {
-        fclose(in); /* what reading it would say differs between systems */
-        in = NULL;
-        fail(err, "%s: cannot read: is a directory", path);
-    }
     return in;
 }
 
@@ -314,6 +309,16 @@ static int grow(unsigned char **data, size_t *capacity, const char *path,
     return 0;
 }
 
+/* What reading a directory is called differs between systems. */
+static int fail_to_read(const char *path, Error *err)
+{
+    int error = errno;
+    if (path_is_dir(path))
+        return fail(err, "%s: cannot read: is a directory", path);
+    errno = error;
+    return fail_to("read", path, err);
+}
+
 /* All bytes of the stream, in memory of our own. */
 static int read_stream(File *file, FILE *in, const char *path, Error *err)
 {
@@ -331,7 +336,7 @@ static int read_stream(File *file, FILE *in, const char *path, Error *err)
     }
     if (ferror(in)) {
         free(data);
-        return fail_to("read", path, err);
+        return fail_to_read(path, err);
     }
     *file = (File){data, n, false};
     return 0;
