@@ -31,7 +31,7 @@ work=$PWD/$root/work
 model=$PWD/tests/data/models/k1-v2-lite
 fp8=$PWD/tests/data/models/fp8-sharded
 words=$PWD/tests/data/tokenizer/v3
-story=$PWD/models/stories
+tiny=$PWD/$root/tiny
 config=$PWD/tests/data/models/k3-v3/config.json
 runs=0 failed=0
 
@@ -80,7 +80,8 @@ try init init "$config" -o new --dtype fp8
 try tokenize tokenize "$words" "$PWD/README.md"
 try diff diff "$model/golden/golden.safetensors" \
     "$model/golden/golden.safetensors"
-try eval eval "$story" "$PWD/tests/cmocka.sh" --ctx 512
+"$program" init "$PWD/tests/data/tiny/config.json" -o "$tiny" --force || exit 1
+try eval eval "$tiny" "$PWD/tests/data/tiny/config.json" --ctx 512
 
 echo "faults: $runs runs, $failed complaints"
 [ "$failed" = 0 ]
