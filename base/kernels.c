@@ -1,5 +1,5 @@
 /* kernels.c: sums, norms and functions of vectors. The products are in
- * matmul.c. */
+ * matrix.c (plain), matmul.c and matmul_t.c (fast). */
 #include "kernels.h"
 
 #include "vector.h"

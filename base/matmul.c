@@ -1,299 +1,17 @@
-/* matmul.c: the products of kernels.h, plain and fast.
+/* matmul.c: y = x wᵀ, to the bits of matmul_plain.
  *
- * The plain loops come first: they are the definition. The fast ones give the
- * same bits, because each output keeps its own sixteen lanes and the order in
- * which they take up products; only which outputs are computed side by side
- * differs. They work in three steps:
+ * Each output keeps its own sixteen lanes and the order in which they take up
+ * products; only which outputs are computed side by side differs. Three steps:
  *
- * 1. A panel: a few rows of w are decoded to F32, padded, in the cache.
- * 2. A tile: R rows of the panel times up to 3 rows of x. Its accumulators
- *    are named variables, so that they stay in registers, and cover VW of the
- *    sixteen lanes at a time; between panels lanes are parked in memory.
+ * 1. A panel: a few rows of w are decoded to F32, padded, in the first cache.
+ * 2. Tiles: the rows of the panel times up to 3 rows of x, VW of the sixteen
+ *    lanes at a time. Between panels the lanes are parked in memory.
  * 3. The tree, for four outputs at once.
  *
  * One row of x alone needs no panel where w can be used as it is stored. The
  * next rows are prefetched meanwhile: rows are too short for the hardware to
- * run ahead by itself. tests/test_kernels.c compares both forms bit by bit. */
-#include "kernels.h"
-
-#include "vector.h"
-
-/* ---- Matrices and their elements ---- */
-
-Matrix matrix_rows(const Matrix *m, size_t r, size_t n)
-{
-    Matrix view = *m;
-    view.data = (const unsigned char *)m->data +
-                r * m->stride * dtype_size(m->dtype);
-    view.rows = n;
-    view.row0 = m->row0 + r;
-    return view;
-}
-
-Matrix matrix_f32(const float *data, size_t rows, size_t cols, size_t stride)
-{
-    return (Matrix){.data = data, .dtype = DT_F32, .rows = rows,
-                    .cols = cols, .stride = stride};
-}
-
-static float load_f32(const unsigned char *p, size_t i)
-{
-    float f;
-    memcpy(&f, p + i * sizeof f, sizeof f);
-    return f;
-}
-
-static uint16_t load_u16(const unsigned char *p, size_t i)
-{
-    uint16_t h;
-    memcpy(&h, p + i * sizeof h, sizeof h);
-    return h;
-}
-
-static float load_f16(const unsigned char *p, size_t i)
-{
-    return f32_from_f16(load_u16(p, i));
-}
-
-static float load_bf16(const unsigned char *p, size_t i)
-{
-    return f32_from_bf16(load_u16(p, i));
-}
-
-static float load_f8(const unsigned char *p, size_t i)
-{
-    return f32_from_f8(p[i]);
-}
-
-/* Where w[r][k] is stored. */
-static const unsigned char *at(const Matrix *w, size_t r, size_t k)
-{
-    return (const unsigned char *)w->data +
-           (r * w->stride + k) * dtype_size(w->dtype);
-}
-
-/* w[r][k] without its scale. */
-static float element(const Matrix *w, size_t r, size_t k)
-{
-    const unsigned char *p = at(w, r, k);
-    switch (w->dtype) {
-    case DT_F32: return load_f32(p, 0);
-    case DT_F16: return load_f16(p, 0);
-    case DT_BF16: return load_bf16(p, 0);
-    default: return load_f8(p, 0);
-    }
-}
-
-static size_t blocks(size_t n)
-{
-    return n / F8_BLOCK + (n % F8_BLOCK != 0);
-}
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-/* The scale of row r in block b of columns. */
-static float block_scale(const Matrix *w, size_t r, size_t b)
-{
-    return load_f32(w->scale,
-                    (w->row0 + r) / F8_BLOCK * blocks(w->cols) + b);
-}
-
-/* ---- The definition ---- */
-
-/* lanes += w[r][k] x[k] for begin <= k < end, padded with 0; begin is a
- * multiple of 16. */
-static void lanes_plain(float a[LANES], const Matrix *w, size_t r,
-                        const float *x, size_t begin, size_t end)
-{
-    for (size_t k = begin; k < end || k % LANES != 0; k++) {
-        float wk = k < end ? element(w, r, k) : 0, xk = k < end ? x[k] : 0;
-        a[k % LANES] = fma32(wk, xk, a[k % LANES]);
-    }
-}
-
-static float dot_plain(const Matrix *w, size_t r, const float *x)
-{
-    float a[LANES] = {0};
-    if (w->scale == NULL)
-        lanes_plain(a, w, r, x, 0, w->cols);
-    for (size_t b = 0; w->scale != NULL && b < blocks(w->cols); b++) {
-        float p[LANES] = {0}, s = block_scale(w, r, b);
-        size_t k = b * F8_BLOCK;
-        lanes_plain(p, w, r, x, k, least(k + F8_BLOCK, w->cols));
-        for (int l = 0; l < LANES; l++)
-            a[l] = fma32(p[l], s, a[l]);
-    }
-    return tree(a);
-}
-
-void matmul_plain(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
-                  const Matrix *w)
-{
-    for (size_t t = 0; t < T; t++)
-        for (size_t n = 0; n < w->rows; n++)
-            y[t * ldy + n] = dot_plain(w, n, x + t * ldx);
-}
-
-void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
-                    size_t T, const Matrix *w)
-{
-    for (size_t t = 0; t < T; t++)
-        for (size_t n = 0; n < w->rows; n++)
-            for (size_t k = 0; k < w->cols; k++) {
-                float v = element(w, n, k), *out = y + t * ldy + k;
-                if (w->scale != NULL)
-                    v = v * block_scale(w, n, k / F8_BLOCK);
-                *out = fma32(x[t * ldx + n], v, *out);
-            }
-}
-
-/* ---- Decoding runs of a row ---- */
-
-/* VW elements. */
-#define LOADER(name, load)                                              \
-    INLINE V name(const unsigned char *p)                               \
-    {                                                                   \
-        V v = {0};                                                      \
-        for (size_t i = 0; i < VW; i++)                                 \
-            AT(v, i) = load(p, i);                                      \
-        return v;                                                       \
-    }
-
-/* Right for all F8 codes but subnormal numbers, 0 and NaN. */
-static float load_normal_f8(const unsigned char *p, size_t i)
-{
-    uint32_t u = (uint32_t)(int32_t)(int8_t)p[i] << 20;
-    return f32_from_bits((u & 0x87f00000) + ((uint32_t)120 << 23));
-}
-
-LOADER(v_load_f32, load_f32)
-LOADER(v_load_bf16, load_bf16)
-LOADER(v_load_normal_f8, load_normal_f8)
-
-/* n elements, a multiple of 16, to runs of 16 floats `step` floats apart. */
-#define DECODER(name, load, size)                                       \
-    static void name(float *restrict out, size_t step,                  \
-                     const unsigned char *restrict p, size_t n)         \
-    {                                                                   \
-        for (size_t i = 0; i < n; i += LANES, out += step)              \
-            for (size_t s = 0; s < LANES; s += VW)                      \
-                v_store(out + s, load(p + (i + s) * (size)));           \
-    }
-/* The same where compilers make better code of a plain loop. */
-#define PLAIN_DECODER(name, load)                                       \
-    static void name(float *restrict out, size_t step,                  \
-                     const unsigned char *restrict p, size_t n)         \
-    {                                                                   \
-        for (size_t i = 0; i < n; i += LANES, out += step)              \
-            for (size_t l = 0; l < LANES; l++)                          \
-                out[l] = load(p, i + l);                                \
-    }
-
-DECODER(decode_f32, v_load_f32, sizeof(float))
-DECODER(decode_bf16, v_load_bf16, sizeof(uint16_t))
-DECODER(decode_normal_f8, v_load_normal_f8, 1)
-PLAIN_DECODER(decode_f16, load_f16)
-PLAIN_DECODER(decode_any_f8, load_f8)
-
-/* True if the n codes of each of some rows are all normal. Adding 0x78 to the
- * low seven bits of one carries into the eighth from 8 on, where the exponent
- * field is not 0; adding 1 only from 0x7f, which is NaN. */
-static int all_normal_f8(const unsigned char *p, size_t row, size_t rows,
-                         size_t n)
-{
-    const uint64_t each = 0x0101010101010101, top = 0x80 * each;
-    VBits normal, codes;
-    uint64_t parts[sizeof normal / sizeof(uint64_t)], all = top;
-    memset(&normal, 0xff, sizeof normal);
-    if (n % sizeof codes != 0)
-        return 0;
-    for (; rows > 0; rows--, p += row)
-        for (size_t i = 0; i < n; i += sizeof codes) {
-            memcpy(&codes, p + i, sizeof codes);
-            codes &= 0x7f * each;
-            normal &= (codes + 0x78 * each) & ~(codes + each);
-        }
-    memcpy(parts, &normal, sizeof parts);
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        all &= parts[i];
-    return all == top;
-}
-
-static void decode_f8(float *restrict out, size_t step,
-                      const unsigned char *restrict p, size_t n)
-{
-    for (size_t i = 0; i < n; i += F8_BLOCK, out += F8_BLOCK / LANES * step) {
-        size_t m = least(F8_BLOCK, n - i);
-        if (all_normal_f8(p + i, 0, 1, m))
-            decode_normal_f8(out, step, p + i, m);
-        else
-            decode_any_f8(out, step, p + i, m);
-    }
-}
-
-static void decode_whole(float *out, size_t step, DType type,
-                         const unsigned char *p, size_t n)
-{
-    switch (type) {
-    case DT_F32: decode_f32(out, step, p, n); break;
-    case DT_F16: decode_f16(out, step, p, n); break;
-    case DT_BF16: decode_bf16(out, step, p, n); break;
-    default: decode_f8(out, step, p, n);
-    }
-}
-
-/* Any n: the last run is padded with +0, which zero bytes are in any type. */
-static void decode(float *out, size_t step, DType type,
-                   const unsigned char *p, size_t n)
-{
-    unsigned char last[LANES * sizeof(float)] = {0};
-    size_t rest = n % LANES, whole = n - rest, size = dtype_size(type);
-    decode_whole(out, step, type, p, whole);
-    if (rest == 0)
-        return;
-    memcpy(last, p + whole * size, rest * size);
-    decode_whole(out + whole / LANES * step, step, type, last, LANES);
-}
-
-void matrix_row(float *y, const Matrix *w, size_t r)
-{
-    float block[F8_BLOCK];
-    for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
-        size_t n = least(F8_BLOCK, w->cols - k);
-        decode(block, LANES, w->dtype, at(w, r, k), n);
-        if (w->scale != NULL)
-            scale(block, block, block_scale(w, r, k / F8_BLOCK), n);
-        memcpy(y + k, block, n * sizeof(float));
-    }
-}
-
-/* ---- Tiles ---- */
-
-enum {
-    R = MANY_VECTORS ? 8 : 4, /* rows of w in a tile */
-    COLUMNS = 3,              /* rows of x: R·3 sums fit the registers */
-    TILE = R * LANES
-};
-
-/* C(OP, r) is OP(r, t) for the columns t; EACH(DO, C) is DO(C, r) for the
- * rows r. The accumulator of row r and column t is called c<r><t>. */
-#define COLUMNS1(OP, r) OP(r, 0)
-#define COLUMNS2(OP, r) OP(r, 0) OP(r, 1)
-#define COLUMNS3(OP, r) OP(r, 0) OP(r, 1) OP(r, 2)
-#define EACH4(DO, C) DO(C, 0) DO(C, 1) DO(C, 2) DO(C, 3)
-#define EACH8(DO, C) EACH4(DO, C) DO(C, 4) DO(C, 5) DO(C, 6) DO(C, 7)
-#if MANY_VECTORS
-#define EACH EACH8
-#else
-#define EACH EACH4
-#endif
-
-#define FMA(r, t) c##r##t = v_fma(row, x##t, c##r##t);
-#define ZERO(r, t) V c##r##t = v_splat(0);
-#define ZERO_ROW(C, r) C(ZERO, r)
+ * run ahead by itself. */
+#include "tile.h"
 
 #define LANES_OF(r, t) (lanes + (t) * TILE + (r) * LANES + s)
 #define TAKE(r, t) V c##r##t = v_load(LANES_OF(r, t));
@@ -379,11 +97,10 @@ static void multiply_blocks(float *lanes, const float *w, const float *x,
     }
 }
 
-/* ---- y = x wᵀ ---- */
+/* ---- Several rows of x ---- */
 
 enum {
     DEPTH = 640,     /* columns of a panel: R·640 floats lie in the L1 cache */
-    TOKENS = 128,    /* rows of x that share a panel */
     GROUPS = 4       /* panels side by side before x moves on in k: what is
                         left of x in the L2 cache is used so many times */
 };
@@ -395,12 +112,6 @@ typedef struct {
     int scaled;
 } Panel;
 
-static void prefetch(const unsigned char *p, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 64)
-        PREFETCH(p + i);
-}
-
 /* n columns from k on of rows r to r + R - 1; the last row of w stands in for
  * those beyond it. k is a multiple of 128. */
 static void fill(Panel *panel, const Matrix *w, size_t r, size_t k, size_t n)
@@ -409,39 +120,9 @@ static void fill(Panel *panel, const Matrix *w, size_t r, size_t k, size_t n)
     panel->scaled = w->scale != NULL;
     for (size_t i = 0; i < R; i++) {
         size_t row = least(r + i, w->rows - 1);
-        decode(panel->w + i * LANES, TILE, w->dtype, at(w, row, k), n);
+        matrix_decode(panel->w + i * LANES, TILE, w->dtype, at(w, row, k), n);
         for (size_t b = 0; panel->scaled && b < blocks(n); b++)
             panel->factors[b * R + i] = block_scale(w, row, k / F8_BLOCK + b);
-    }
-}
-
-/* The rows of a panel to come, prefetched a few lines at a time, so that the
- * memory works while the tiles of this one do. */
-typedef struct {
-    const unsigned char *p;
-    size_t rows, row, bytes, done; /* left; their distance, length; of one */
-} Ahead;
-
-static Ahead ahead_of(const Matrix *w, size_t r, size_t rows, size_t k,
-                      size_t n)
-{
-    size_t size = dtype_size(w->dtype);
-    if (r >= w->rows)
-        return (Ahead){NULL, 0, 0, 0, 0};
-    return (Ahead){at(w, r, k), least(rows, w->rows - r), w->stride * size,
-                   n * size, 0};
-}
-
-static void prefetch_some(Ahead *a, size_t lines)
-{
-    for (; lines > 0 && a->rows > 0; lines--) {
-        PREFETCH(a->p + a->done);
-        a->done += 64;
-        if (a->done >= a->bytes) {
-            a->done = 0;
-            a->p += a->row;
-            a->rows--;
-        }
     }
 }
 
@@ -563,7 +244,7 @@ static void product(float *y, size_t ldy, const float *x, size_t ldx,
         }
 }
 
-/* ---- y = w x for one x, from w as it is stored ---- */
+/* ---- One row of x, from w as it is stored ---- */
 
 enum {
     SLICES = LANES / VW, /* vectors for the lanes of a row */
@@ -629,7 +310,7 @@ static void add_block(float *lanes, const Matrix *w, size_t r, const float *x,
 {
     ALIGNED float row[F8_BLOCK], padded[F8_BLOCK], fresh[LANES] = {0};
     float *sums = w->scale == NULL ? lanes : fresh;
-    decode(row, LANES, w->dtype, at(w, r, k), n);
+    matrix_decode(row, LANES, w->dtype, at(w, r, k), n);
     memset(padded, 0, sizeof padded);
     memcpy(padded, x + k, n * sizeof *x);
     for (size_t i = 0; i < n; i += LANES)
@@ -666,18 +347,12 @@ static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
             prefetch(p + (i + ahead) * row + k, n);
             factors[i] = block_scale(w, r + i, k / F8_BLOCK);
         }
-        if (n == F8_BLOCK && all_normal_f8(p + k, row, AT_ONCE, F8_BLOCK))
+        if (n == F8_BLOCK && f8_all_normal(p + k, row, AT_ONCE, F8_BLOCK))
             multiply_f8(lanes, p + k, row, x + k, factors);
         else
             for (size_t i = 0; i < AT_ONCE; i++)
                 add_block(lanes + i * LANES, w, r + i, x, k, n);
     }
-}
-
-static int usable_as_stored(const Matrix *w)
-{
-    return w->scale != NULL ? w->dtype == DT_F8_E4M3 :
-           w->dtype == DT_F32 || w->dtype == DT_BF16;
 }
 
 /* As many rows as come in whole groups; returns how many. */
@@ -700,7 +375,7 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
             const Matrix *w)
 {
     size_t group = T > 16 ? GROUPS * R : R, begin = 0;
-    if (T == 1 && usable_as_stored(w))
+    if (T == 1 && as_stored(w))
         begin = matvec(y, x, w);
     for (size_t t = 0; t < T; t += TOKENS)
         for (size_t r = begin; r < w->rows; r += group)
@@ -722,175 +397,4 @@ float dot(const float *a, const float *b, size_t n)
     if (whole != n)
         add_block(lanes, &m, 0, b, whole, n - whole);
     return tree(lanes);
-}
-
-/* ---- y += x w ---- */
-
-/* Here a tile is 3 rows of x times R vectors of columns, and its loop runs
- * over the rows of w: every element takes them up in their order. */
-enum {
-    SPAN = R * VW,   /* columns of a tile; they share a factor */
-    T_DEPTH = 32     /* rows of w in a panel */
-};
-
-#define Y_OF(r, t) (y + (t) * ldy + (r) * VW)
-#define TAKE_Y(r, t) V c##r##t = v_load(Y_OF(r, t));
-#define PUT_Y(r, t) v_store(Y_OF(r, t), c##r##t);
-#define TAKE_Y_ROW(C, r) C(TAKE_Y, r)
-#define PUT_Y_ROW(C, r) C(PUT_Y, r)
-#define SPLAT_X(r, t) V x##t = v_splat(x[(t) * ldx + i]);
-#define STEP_SPAN(C, r) \
-    { V row = v_load_once(w + i * SPAN + (r) * VW); C(FMA, r) }
-
-/* y[t] += Σ x[t][i] w[i] for the n > 0 rows of a panel (n, SPAN). */
-#define ACCUMULATE(name, C)                                             \
-    NOINLINE static void name(float *restrict y, size_t ldy,            \
-                              const float *restrict x, size_t ldx,      \
-                              const float *restrict w, size_t n)        \
-    {                                                                   \
-        EACH(TAKE_Y_ROW, C)                                             \
-        size_t i = 0;                                                   \
-        do {                                                            \
-            C(SPLAT_X, 0)                                               \
-            EACH(STEP_SPAN, C)                                          \
-        } while (++i < n);                                              \
-        EACH(PUT_Y_ROW, C)                                              \
-    }
-
-ACCUMULATE(accumulate1, COLUMNS1)
-ACCUMULATE(accumulate2, COLUMNS2)
-ACCUMULATE(accumulate3, COLUMNS3)
-
-static void accumulate(float *y, size_t ldy, const float *x, size_t ldx,
-                       size_t T, const float *w, size_t n)
-{
-    if (T == 1)
-        accumulate1(y, ldy, x, ldx, w, n);
-    else if (T == 2)
-        accumulate2(y, ldy, x, ldx, w, n);
-    else
-        accumulate3(y, ldy, x, ldx, w, n);
-}
-
-/* Rows r to r + n - 1, `width` <= SPAN columns from k on, with their scale. */
-static void fill_span(float *panel, const Matrix *w, size_t r, size_t n,
-                      size_t k, size_t width)
-{
-    const unsigned char *p = at(w, r, k);
-    size_t row = w->stride * dtype_size(w->dtype);
-    for (size_t i = 0; i < n; i++, p += row, panel += SPAN) {
-        decode(panel, LANES, w->dtype, p, width);
-        if (w->scale != NULL)
-            scale(panel, panel, block_scale(w, r + i, k / F8_BLOCK), width);
-    }
-}
-
-/* The same for one row of x and whole spans, from w as it is stored: q points
- * to the span in row i. */
-#define STEP_T_F32(C, r) \
-    c##r##0 = v_fma(x0, v_load_f32(q + (r) * VW * 4), c##r##0);
-#define STEP_T_BF16(C, r) \
-    c##r##0 = v_fma(x0, v_load_bf16(q + (r) * VW * 2), c##r##0);
-#define STEP_T_F8(C, r) \
-    c##r##0 = v_fma(x0, v_mul(v_load_normal_f8(q + (r) * VW), \
-                              v_splat(factors[i])), c##r##0);
-#define ACCUMULATE_STORED(name, STEP, size)                             \
-    NOINLINE static void name(float *restrict y, size_t ldy,            \
-                              const float *restrict x,                  \
-                              const unsigned char *restrict q,          \
-                              size_t row, size_t ahead, size_t n,       \
-                              const float *restrict factors)            \
-    {                                                                   \
-        size_t i = 0;                                                   \
-        (void)factors;                                                  \
-        EACH(TAKE_Y_ROW, COLUMNS1)                                      \
-        do {                                                            \
-            V x0 = v_splat(x[i]);                                       \
-            prefetch(q + ahead, SPAN * (size));                         \
-            EACH(STEP, COLUMNS1)                                        \
-        } while (q += row, ++i < n);                                    \
-        EACH(PUT_Y_ROW, COLUMNS1)                                       \
-    }
-
-ACCUMULATE_STORED(accumulate_f32, STEP_T_F32, sizeof(float))
-ACCUMULATE_STORED(accumulate_bf16, STEP_T_BF16, sizeof(uint16_t))
-ACCUMULATE_STORED(accumulate_f8, STEP_T_F8, 1)
-
-/* y += x w for n <= T_DEPTH rows from r on and the span at k; 0 if w must be
- * decoded into a panel first. */
-static int accumulate_stored(float *y, const float *x, const Matrix *w,
-                             size_t r, size_t n, size_t k)
-{
-    float factors[T_DEPTH] = {0};
-    const unsigned char *p = at(w, r, k);
-    size_t row = w->stride * dtype_size(w->dtype);
-    size_t ahead = r + n + T_DEPTH <= w->rows ? T_DEPTH * row : 0;
-    if (!usable_as_stored(w))
-        return 0;
-    for (size_t i = 0; w->scale != NULL && i < n; i++)
-        factors[i] = block_scale(w, r + i, k / F8_BLOCK);
-    if (w->dtype == DT_F32)
-        accumulate_f32(y, 0, x, p, row, ahead, n, factors);
-    else if (w->dtype == DT_BF16)
-        accumulate_bf16(y, 0, x, p, row, ahead, n, factors);
-    else if (all_normal_f8(p, row, n, SPAN))
-        accumulate_f8(y, 0, x, p, row, ahead, n, factors);
-    else
-        return 0;
-    return 1;
-}
-
-/* accumulate where less than SPAN columns are left in y. */
-static void accumulate_edge(float *y, size_t ldy, const float *x, size_t ldx,
-                            size_t T, const float *w, size_t n, size_t width)
-{
-    ALIGNED float edge[COLUMNS * SPAN] = {0};
-    for (size_t t = 0; t < T; t++)
-        memcpy(edge + t * SPAN, y + t * ldy, width * sizeof *y);
-    accumulate(edge, SPAN, x, ldx, T, w, n);
-    for (size_t t = 0; t < T; t++)
-        memcpy(y + t * ldy, edge + t * SPAN, width * sizeof *y);
-}
-
-static Ahead next_span(const Matrix *w, size_t r, size_t n, size_t k)
-{
-    if (k + SPAN < w->cols)
-        return ahead_of(w, r, n, k + SPAN, least(SPAN, w->cols - k - SPAN));
-    return ahead_of(w, r + n, T_DEPTH, 0, least(SPAN, w->cols));
-}
-
-/* T <= TOKENS rows of x; n <= T_DEPTH rows of w from r on. */
-static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
-                      size_t T, const Matrix *w, size_t r, size_t n)
-{
-    ALIGNED float panel[T_DEPTH * SPAN] = {0};
-    for (size_t k = 0; k < w->cols; k += SPAN) {
-        size_t width = least(SPAN, w->cols - k);
-        Ahead ahead = next_span(w, r, n, k);
-        size_t lines = n * (ahead.bytes / 64 + 1) / (T / COLUMNS + 1);
-        if (T == 1 && width == SPAN &&
-            accumulate_stored(y + k, x + r, w, r, n, k))
-            continue;
-        fill_span(panel, w, r, n, k, width);
-        for (size_t t = 0; t < T; t += COLUMNS) {
-            size_t m = least(COLUMNS, T - t);
-            float *out = y + t * ldy + k;
-            const float *in = x + t * ldx + r;
-            prefetch_some(&ahead, lines + 1);
-            if (width == SPAN)
-                accumulate(out, ldy, in, ldx, m, panel, n);
-            else
-                accumulate_edge(out, ldy, in, ldx, m, panel, n, width);
-        }
-    }
-}
-
-void matmul_t(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
-              const Matrix *w)
-{
-    for (size_t t = 0; t < T; t += TOKENS)
-        for (size_t r = 0; r < w->rows; r += T_DEPTH)
-            product_t(y + t * ldy, ldy, x + t * ldx, ldx,
-                      least(TOKENS, T - t), w, r,
-                      least(T_DEPTH, w->rows - r));
 }
