@@ -22,17 +22,22 @@ static double seconds(void)
     return (double)clock() / CLOCKS_PER_SEC;
 }
 
+/* Eight streams, prefetched: one alone stays a fifth below. */
 static double read_limit(const unsigned char *p, size_t n)
 {
-    uint64_t any[64] = {0}, block[64];
+    enum { STREAMS = 8, LINE = 64, AHEAD = 1024 };
+    uint64_t any[LINE / 8] = {0}, line[LINE / 8];
     double start = seconds();
-    for (size_t i = 0; i < n; i += sizeof block) {
-        memcpy(block, p + i, sizeof block);
-        for (int j = 0; j < 64; j++)
-            any[j] |= block[j];
-    }
+    for (size_t i = 0; i < n / STREAMS; i += LINE)
+        for (size_t s = 0; s < STREAMS; s++) {
+            const unsigned char *q = p + n / STREAMS * s + i;
+            PREFETCH(i + AHEAD < n / STREAMS ? q + AHEAD : q);
+            memcpy(line, q, sizeof line);
+            for (int j = 0; j < LINE / 8; j++)
+                any[j] |= line[j];
+        }
     start = seconds() - start;
-    for (int j = 0; j < 64; j++)
+    for (int j = 0; j < LINE / 8; j++)
         sink = (float)any[j];
     return (double)n / start;
 }
