@@ -138,6 +138,7 @@ static void test_encode(void **state)
     check_nan(f16_from_f32, half_from);
     check_nan(bf16_from_f32, brain_from);
     assert_int_equal(f16_from_f32(3e38f), 0x7c00);
+    assert_int_equal(f16_from_f32(70000), 0x7c00);
     assert_int_equal(f16_from_f32(1e-40f), 0);
 }
 

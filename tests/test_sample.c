@@ -132,6 +132,18 @@ static void test_edges(void **state)
     assert_true(p[0] == 1);
 }
 
+/* The generator's finish maps 0 to 0: a state one step before 0 gives u = 0,
+ * which must not draw what has no probability. */
+static void test_draw_of_zero(void **state)
+{
+    static const uint32_t order[] = {5, 6, 7};
+    static const float p[] = {0, 1, 0};
+    Random r = random_seeded(0 - UINT64_C(0x9e3779b97f4a7c15)), same = r;
+    (void)state;
+    assert_true(random_u64(&same) == 0);
+    assert_int_equal(sample_draw(order, p, 3, &r), 6);
+}
+
 /* Each count within five standard deviations; zeros are never drawn. */
 static void test_draws(void **state)
 {
@@ -178,7 +190,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_argmax), cmocka_unit_test(test_greedy),
         cmocka_unit_test(test_against_naive), cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_draws), cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_draw_of_zero), cmocka_unit_test(test_draws),
+        cmocka_unit_test(test_golden),
     };
     if (getenv("SEED") != NULL)
         seed = strtoull(getenv("SEED"), NULL, 0);
