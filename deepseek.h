@@ -331,7 +331,6 @@ typedef struct {
     float *cache;         /* (layers, ctx, d_c+d_r) */
     float *cos, *sin;     /* (T, d_r/2) */
     float *embed;         /* (T, d)  the embedding, then h */
-    int32_t *ids;         /* (T) */
     BlockActs acts;       /* one, for all layers */
     float *norm;          /* (T, d)  after model.norm */
     float *logits;        /* (T or 1, V) */
