@@ -132,7 +132,9 @@ analyzer() {
 END
 }
 
-for check in ${*:-warnings unused cppcheck tidy analyzer}; do
+# The analyzer runs when asked for: what it reports has to be read, and differs
+# from version to version.
+for check in ${*:-warnings unused cppcheck tidy}; do
     case $check in cppcheck) cppcheck_all ;; *) $check ;; esac
 done
 [ "$failed" = 0 ]
