@@ -50,7 +50,8 @@ warnings() {
 
 # Functions that main does not reach: the linker knows, where cppcheck's
 # unusedFunction guesses. They stay for the tests alone:
-# - the naive loops of base/matmul.c, to which tests hold the fast ones;
+# - the naive loops of the products, to which tests hold the fast ones, and
+#   what only they call;
 # - e4m3_decode, the definition to which tests hold the tables;
 # - random_uniform, the numbers of the tests' inputs.
 unused() {
@@ -61,8 +62,8 @@ unused() {
     sed -n "s/.*'\.text\.\(.*\)' in file '.*unused\/\(.*\)\.o'/\2.c: \1/p" \
         "$root/unused.log" >"$root/unused.list"
     report "search for functions that nothing calls" "$root/unused.list" <<'END'
-^base/matmul.c: (matmul|matmul_t|dot|lanes)_plain$
-^base/matmul.c: element$
+^base/[a-z_]*.c: (matmul|matmul_t|dot|lanes)_plain$
+^base/[a-z_]*.c: (element|matrix_element|fma32(_in_double)?)$
 ^fp8.c: e4m3_decode$
 ^base/random.c: random_uniform$
 END
@@ -93,7 +94,7 @@ END
 # - reserved identifiers: POSIX wants its macros defined;
 # - int-to-ptr: inside MAP_FAILED and SIG_ERR, which are not ours;
 # - sizeof(A*): arrays of pointers, to be sorted;
-# - widening in base/matmul.c: constants, below 2^12;
+# - widening in the products: constants, below 2^12;
 # - memcpy's missing terminator: path_join copies m + 1 bytes, with it;
 # - signal-handler: file_remove_temps calls unlink alone;
 # - recursion: as deep as the stages of a pattern, an encoder or a JSON file.
@@ -110,7 +111,7 @@ tidy() {
 _(XOPEN_SOURCE|FILE_OFFSET_BITS)'.*\[bugprone-reserved-identifier\]$
 \[performance-no-int-to-ptr\]$
 sizeof\(A\*\).*\[bugprone-sizeof-expression\]$
-^base/matmul.c:.*\[bugprone-implicit-widening-of-multiplication-result\]$
+^base/(matmul|matmul_t|tile)\.[ch]:.*\[bugprone-implicit-widening-of-multiplication-result\]$
 ^base/file.c:.*'memcpy'.*\[bugprone-not-null-terminated-result\]$
 ^commands/stream.c:.*'file_remove_temps'.*\[bugprone-signal-handler\]$
 '(cut|encode_span|read_(pretokenizer|post_processor))'.*\[misc-no-recursion\]$
