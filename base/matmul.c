@@ -272,8 +272,8 @@ enum {
     v_store(PART(r), v_fma(c##r##0, v_splat(factors[(r) / SLICES]),     \
                            v_load(PART(r))));
 
-/* lanes[r] = w[r]·x over n columns, a multiple of 16; w's rows are `row` bytes
- * apart, and those to prefetch `ahead` bytes away. */
+/* lanes[r] = w[r]·x over n columns, a multiple of 16, for AT_ONCE rows `row`
+ * bytes apart; those to prefetch are `ahead` bytes away. */
 #define MULTIPLY_STORED(name, STEP)                                     \
     NOINLINE static void name(float *restrict lanes,                    \
                               const unsigned char *restrict p,          \
@@ -303,70 +303,66 @@ NOINLINE static void multiply_f8(float *restrict lanes,
     EACH8(ADD_PART, COLUMNS1)
 }
 
-/* The same for one row, any type and n <= 128 columns from k on: for what the
- * loops above leave over. */
-static void add_block(float *lanes, const Matrix *w, size_t r, const float *x,
-                      size_t k, size_t n)
-{
-    ALIGNED float row[F8_BLOCK], padded[F8_BLOCK], fresh[LANES] = {0};
-    float *sums = w->scale == NULL ? lanes : fresh;
-    matrix_decode(row, LANES, w->dtype, at(w, r, k), n);
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, x + k, n * sizeof *x);
-    for (size_t i = 0; i < n; i += LANES)
-        for (size_t l = 0; l < LANES; l++)
-            sums[l] = fma32(row[i + l], padded[i + l], sums[l]);
-    for (size_t l = 0; w->scale != NULL && l < LANES; l++)
-        lanes[l] = fma32(fresh[l], block_scale(w, r, k / F8_BLOCK), lanes[l]);
-}
-
-/* lanes = AT_ONCE rows from r on times x; `ahead` rows are prefetched. */
+/* lanes += R rows from r on times x; `ahead` rows on, they are prefetched. A
+ * last run of less than 16 columns goes by way of a panel. */
 static void stored_rows(float *lanes, const float *x, const Matrix *w,
                         size_t r, size_t ahead)
 {
+    Panel panel;
     size_t row = w->stride * dtype_size(w->dtype), rest = w->cols % LANES;
     size_t n = w->cols - rest;
-    if (w->dtype == DT_BF16)
-        multiply_bf16(lanes, at(w, r, 0), row, ahead * row, x, n);
-    else
-        multiply_f32(lanes, at(w, r, 0), row, ahead * row, x, n);
-    for (size_t i = 0; rest != 0 && i < AT_ONCE; i++)
-        add_block(lanes + i * LANES, w, r + i, x, n, rest);
+    for (size_t i = 0; i < R; i += AT_ONCE)
+        if (w->dtype == DT_BF16)
+            multiply_bf16(lanes + i * LANES, at(w, r + i, 0), row,
+                          ahead * row, x, n);
+        else
+            multiply_f32(lanes + i * LANES, at(w, r + i, 0), row,
+                         ahead * row, x, n);
+    if (rest == 0)
+        return;
+    fill(&panel, w, r, n, rest);
+    tile(lanes, &panel, x + n, 0, 1);
 }
 
+/* The same for F8: a block with other than normal codes, or a short one, goes
+ * by way of a panel. */
 static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
                            size_t r, size_t ahead)
 {
+    Panel panel;
     const unsigned char *p = at(w, r, 0);
     size_t row = w->stride;
-    memset(lanes, 0, AT_ONCE * LANES * sizeof *lanes);
     for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
         size_t n = least(F8_BLOCK, w->cols - k);
-        float factors[AT_ONCE];
-        for (size_t i = 0; i < AT_ONCE; i++) {
+        float factors[R];
+        for (size_t i = 0; i < R; i++) {
             prefetch(p + (i + ahead) * row + k, n);
             factors[i] = block_scale(w, r + i, k / F8_BLOCK);
         }
-        if (n == F8_BLOCK && f8_all_normal(p + k, row, AT_ONCE, F8_BLOCK))
-            multiply_f8(lanes, p + k, row, x + k, factors);
-        else
-            for (size_t i = 0; i < AT_ONCE; i++)
-                add_block(lanes + i * LANES, w, r + i, x, k, n);
+        if (n == F8_BLOCK && f8_all_normal(p + k, row, R, F8_BLOCK)) {
+            for (size_t i = 0; i < R; i += AT_ONCE)
+                multiply_f8(lanes + i * LANES, p + i * row + k, row, x + k,
+                            factors + i);
+        } else {
+            fill(&panel, w, r, k, n);
+            tile(lanes, &panel, x + k, 0, 1);
+        }
     }
 }
 
-/* As many rows as come in whole groups; returns how many. */
+/* As many rows as come in groups of R; returns how many. */
 static size_t matvec(float *y, const float *x, const Matrix *w)
 {
-    ALIGNED float lanes[(AT_ONCE < 4 ? 4 : AT_ONCE) * LANES]; /* fold's four */
+    ALIGNED float lanes[TILE];
     size_t r = 0;
-    for (; r + AT_ONCE <= w->rows; r += AT_ONCE) {
-        size_t ahead = r + 2 * AT_ONCE <= w->rows ? AT_ONCE : 0;
+    for (; r + R <= w->rows; r += R) {
+        size_t ahead = r + 2 * R <= w->rows ? R : 0;
+        memset(lanes, 0, sizeof lanes);
         if (w->dtype == DT_F8_E4M3)
             stored_rows_f8(lanes, x, w, r, ahead);
         else
             stored_rows(lanes, x, w, r, ahead);
-        fold(y + r, lanes, AT_ONCE);
+        fold(y + r, lanes, R);
     }
     return r;
 }
@@ -386,7 +382,7 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
 float dot(const float *a, const float *b, size_t n)
 {
     ALIGNED float lanes[LANES];
-    Matrix m = matrix_f32(a, 1, n, n);
+    float last_a[LANES] = {0}, last_b[LANES] = {0};
     size_t whole = n - n % LANES;
     for (size_t s = 0; s < LANES; s += VW) {
         V v = v_splat(0);
@@ -394,7 +390,9 @@ float dot(const float *a, const float *b, size_t n)
             v = v_fma(v_load(a + i + s), v_load(b + i + s), v);
         v_store(lanes + s, v);
     }
-    if (whole != n)
-        add_block(lanes, &m, 0, b, whole, n - whole);
+    memcpy(last_a, a + whole, (n - whole) * sizeof *a);
+    memcpy(last_b, b + whole, (n - whole) * sizeof *b);
+    for (int l = 0; whole != n && l < LANES; l++)
+        lanes[l] = fma32(last_a[l], last_b[l], lanes[l]);
     return tree(lanes);
 }

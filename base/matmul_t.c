@@ -164,9 +164,10 @@ static void product_t(float *y, size_t ldy, const float *x, size_t ldx,
 void matmul_t(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
               const Matrix *w)
 {
+    /* Few rows for one x: all of them must be normal codes to need no panel. */
+    size_t depth = T == 1 ? R : T_DEPTH;
     for (size_t t = 0; t < T; t += TOKENS)
-        for (size_t r = 0; r < w->rows; r += T_DEPTH)
+        for (size_t r = 0; r < w->rows; r += depth)
             product_t(y + t * ldy, ldy, x + t * ldx, ldx,
-                      least(TOKENS, T - t), w, r,
-                      least(T_DEPTH, w->rows - r));
+                      least(TOKENS, T - t), w, r, least(depth, w->rows - r));
 }

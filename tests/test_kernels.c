@@ -71,8 +71,8 @@ static Stored stored(int kind, size_t rows, size_t cols, Random *r)
     DType type = kind == DT_COUNT ? DT_F8_E4M3 : (DType)kind;
     size_t size = dtype_size(type), stride = cols + below(r, 5);
     size_t bytes = ((rows - 1) * stride + cols) * size;
-    /* Subnormal F8 codes only in every other matrix: both decoders. */
-    int normal = (int)below(r, 2);
+    /* F8 codes that are no normal numbers: as they come, none, or few. */
+    uint32_t normal = below(r, 3);
     Stored s = {{0}, malloc(bytes + 1), NULL};
     memset(s.data, 0xff, bytes + 1);
     s.m = (Matrix){s.data + 1, type, rows, cols, stride, NULL, 0};
@@ -80,7 +80,8 @@ static Stored stored(int kind, size_t rows, size_t cols, Random *r)
         for (size_t k = 0; k < cols; k++) {
             unsigned char *p = s.data + 1 + (i * stride + k) * size;
             put_element(p, type, r);
-            if (type == DT_F8_E4M3 && normal && (*p & 0x78) == 0)
+            if (normal != 0 && type == DT_F8_E4M3 && (*p & 0x78) == 0 &&
+                (normal == 1 || below(r, 100) != 0))
                 *p |= 0x40;
         }
     if (kind == DT_COUNT) {
@@ -419,7 +420,7 @@ static uint32_t hash_vectors(Random *r)
 
 static const uint32_t golden[] = {
     0xa46d7824, 0x0f599dd5, 0xe7806321, 0xcf5bdf45, 0x65715d82, 0x2b7a365b,
-    0xb60dd9a5, 0x542e1533, 0xf3b101c1, 0x822a4de6, 0xc3db899d,
+    0xb60dd9a5, 0x8d0bade0, 0x7f68c61b, 0x93f46a1d, 0x62197f53,
 };
 
 static void test_golden(void **state)
