@@ -26,19 +26,20 @@ static double seconds(void)
 static double read_limit(const unsigned char *p, size_t n)
 {
     enum { STREAMS = 8, LINE = 64, AHEAD = 1024 };
-    uint64_t any[LINE / 8] = {0}, line[LINE / 8];
+    size_t part = n / STREAMS;
+    VBits any, bits;
     double start = seconds();
-    for (size_t i = 0; i < n / STREAMS; i += LINE)
+    memset(&any, 0, sizeof any);
+    for (size_t i = 0; i + AHEAD < part; i += LINE)
         for (size_t s = 0; s < STREAMS; s++) {
-            const unsigned char *q = p + n / STREAMS * s + i;
-            PREFETCH(i + AHEAD < n / STREAMS ? q + AHEAD : q);
-            memcpy(line, q, sizeof line);
-            for (int j = 0; j < LINE / 8; j++)
-                any[j] |= line[j];
+            PREFETCH(p + part * s + i + AHEAD);
+            for (size_t j = 0; j < LINE; j += sizeof bits) {
+                memcpy(&bits, p + part * s + i + j, sizeof bits);
+                any |= bits;
+            }
         }
     start = seconds() - start;
-    for (int j = 0; j < LINE / 8; j++)
-        sink = (float)any[j];
+    memcpy((void *)&sink, &any, sizeof sink);
     return (double)n / start;
 }
 
