@@ -1,7 +1,7 @@
 /* deepseek.h: DeepSeek-V2, V2-Lite and V3, one block a file.
  *
  *   main.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
- *             config.c, model.c, cost.c --> fp8.c --> base/
+ *             config.c, model.c, checkpoint.c, cost.c --> fp8.c --> base/
  *             chat.c -> tokenizer.c ----------------> base/
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
@@ -182,6 +182,9 @@ int model_open(Model *m, const char *dir, Error *err);
 void model_close(Model *m);
 /* Names the first tensor that holds a NaN or an infinity. */
 int model_find_not_finite(const Model *m, Error *err);
+
+/* checkpoint.c: writing model directories ---------------------------------- */
+
 /* A new directory with random weights: normal with the given deviation, norm
  * gains 1, the gate's bias 0; one random stream a tensor, so that a tensor
  * does not depend on the others. Tokenizer files beside the config go along.
@@ -290,6 +293,7 @@ uint8_t e4m3_encode(float x);      /* nearest, ties to even; |x| > 448: 448 */
 /* s = amax/448 of a block, amax at least 1e-4; ue8m0: the next power of two
  * at or above it. */
 float fp8_scale(float amax, bool ue8m0);
+size_t fp8_blocks(size_t n);       /* ceil(n/128) */
 /* Quantises n rows of at most 128 (one row of blocks): x (n, cols) -> codes
  * (n, cols), scales (ceil(cols/128)). */
 void fp8_quantize_rows(uint8_t *codes, float *scales, const float *x,

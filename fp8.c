@@ -68,6 +68,11 @@ float fp8_scale(float amax, bool ue8m0)
     return f32_from_bits((e < 1 ? 1 : e > 254 ? 254 : e) << 23);
 }
 
+size_t fp8_blocks(size_t n)
+{
+    return n / F8_BLOCK + (n % F8_BLOCK != 0);
+}
+
 static float block_amax(const float *x, size_t ld, size_t n, size_t cols)
 {
     float amax = 0;

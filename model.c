@@ -3,18 +3,16 @@
  * A model is an ordinary Hugging Face directory. Two parts:
  *   tensors  one table of names, shapes and kinds; a walk over it drives
  *            binding, writing, counting
- *   model    the mapped files bound to the walk; a new directory with random
- *            weights
+ *   model    the mapped files bound to the walk
  *
  * Invariants: a bound Matrix has the shape that the config says, and every
  * tensor of the main layers is bound. Weights stay where they are mapped.
  *
- * Not here: the config (config.c), what is computed with the weights
- * (deepseek.c, mla.c, moe.c). */
+ * Not here: the config (config.c), writing a directory (checkpoint.c), what is
+ * computed with the weights (deepseek.c, mla.c, moe.c). */
 #include "deepseek.h"
 
 #include "base/device.h"
-#include "base/os.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -256,11 +254,6 @@ DType tensor_dtype(const TensorInfo *info, DType checkpoint)
     return checkpoint;
 }
 
-static size_t blocks(size_t n)
-{
-    return (n + F8_BLOCK - 1) / F8_BLOCK;
-}
-
 /* What a model_open carries. */
 typedef struct {
     Model *model;
@@ -316,7 +309,7 @@ static int bind_scale(const Binding *b, const TensorInfo *info)
     b->used[t - files->tensors] = true;
     if (t->dtype != DT_F32)
         return wrong(b, t, "dtype F32", dtype_name(t->dtype));
-    if (check_shape(b, t, 2, blocks(info->rows), blocks(info->cols)))
+    if (check_shape(b, t, 2, fp8_blocks(info->rows), fp8_blocks(info->cols)))
         return -1;
     info->slot->scale = device_weight(t->data, t->bytes, b->err);
     if (!info->slot->scale)
@@ -488,230 +481,4 @@ int model_find_not_finite(const Model *m, Error *err)
         if (info.slot->data && find_in_tensor(&info, err))
             return fail(err, "%s: %s", file_of(m, info.name), err->text);
     return 0;
-}
-
-/* What model_init writes: each tensor of the walk, an FP8 weight followed by
- * its scales, which stay here until their turn. */
-typedef struct {
-    const Config *config;
-    TensorInfo *infos;   /* (n): of the tensor, or of the weight of a scale */
-    StSpec *specs;       /* (n) */
-    char (*names)[160];  /* (n) */
-    size_t n;
-    DType dtype;
-    uint64_t seed;
-    float std;
-    float *values;       /* F8_BLOCK rows of the widest tensor */
-    void *coded;         /* the same, converted */
-    float *scales;       /* of the weight just written */
-    double done, total;  /* elements */
-    Progress progress;
-} Draft;
-
-static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
-                       bool scale_of)
-{
-    StSpec *s = &d->specs[d->n];
-    size_t rows = scale_of ? blocks(info->rows) : info->rows;
-    size_t cols = scale_of ? blocks(info->cols) : info->cols;
-    snprintf(d->names[d->n], sizeof *d->names, "%s%s", info->name,
-             scale_of ? "_scale_inv" : "");
-    *s = (StSpec){d->names[d->n], dtype, info->rank, {rows, cols}};
-    if (info->rank == 1)
-        s->shape[0] = cols;
-    d->infos[d->n++] = *info;
-}
-
-/* Two passes: the first counts, the second fills the specs. */
-static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
-{
-    TensorWalk walk = tensor_walk(d->config, NULL);
-    TensorInfo info;
-    while (tensor_next(&walk, &info)) {
-        DType dtype = tensor_dtype(&info, d->dtype);
-        size_t grid = blocks(info.rows) * blocks(info.cols);
-        bool f8 = dtype == DT_F8_E4M3;
-        *n += f8 ? 2 : 1;
-        *widest = info.cols > *widest ? info.cols : *widest;
-        *scales = f8 && grid > *scales ? grid : *scales;
-        if (!d->specs)
-            continue;
-        d->total += (double)info.rows * (double)info.cols;
-        draft_spec(d, &info, dtype, false);
-        if (f8)
-            draft_spec(d, &info, DT_F32, true);
-    }
-}
-
-static int draft_open(Draft *d, Error *err)
-{
-    size_t n = 0, widest = 0, scales = 0, again = 0;
-    draft_walk(d, &n, &widest, &scales);
-    d->infos = allocate(n, sizeof *d->infos, "tensors", err);
-    d->names = allocate(n, sizeof *d->names, "tensors", err);
-    d->values = allocate(widest, F8_BLOCK * sizeof *d->values, "a block",
-                         err);
-    d->coded = allocate(widest, F8_BLOCK * sizeof(float), "a block", err);
-    d->scales = allocate(scales, sizeof *d->scales, "scales", err);
-    d->specs = allocate(n, sizeof *d->specs, "tensors", err);
-    if (!d->infos || !d->names || !d->values || !d->coded || !d->scales
-        || !d->specs)
-        return -1;
-    draft_walk(d, &again, &widest, &scales);
-    return 0;
-}
-
-static void draft_close(Draft *d)
-{
-    free(d->infos);
-    free(d->names);
-    free(d->values);
-    free(d->coded);
-    free(d->scales);
-    free(d->specs);
-}
-
-/* A stream of its own for each tensor, from its name (FNV-1a). The copies in
- * an MTP layer get the stream of what they copy. */
-static Random stream_of(const TensorInfo *info, uint64_t seed)
-{
-    const char *name = info->name;
-    uint64_t hash = 14695981039346656037u;
-    if (info->mtp && info->kind == TENSOR_EMBED)
-        name = first_rows[0].name;
-    if (info->mtp && info->kind == TENSOR_HEAD)
-        name = last_rows[1].name;
-    for (; *name; name++)
-        hash = (hash ^ (unsigned char)*name) * 1099511628211u;
-    return random_seeded(hash ^ seed);
-}
-
-static void draw(const Draft *d, const TensorInfo *info, Random *r, size_t n)
-{
-    if (info->kind == TENSOR_BIAS)
-        memset(d->values, 0, n * sizeof *d->values);
-    else if (info->kind == TENSOR_NORM)
-        for (size_t i = 0; i < n; i++)
-            d->values[i] = 1;
-    else
-        random_normal(r, d->values, n, d->std);
-}
-
-/* n values, `rows` whole rows, in the dtype of the file. */
-static const void *encode(const Draft *d, DType dtype, size_t row,
-                          size_t rows, size_t cols)
-{
-    uint16_t *half = d->coded;
-    if (dtype == DT_F32)
-        return d->values;
-    if (dtype == DT_F8_E4M3)
-        fp8_quantize_rows(d->coded, d->scales + row / F8_BLOCK * blocks(cols),
-                          d->values, rows, cols, d->config->scale_fmt_ue8m0);
-    else
-        for (size_t i = 0; i < rows * cols; i++)
-            half[i] = dtype == DT_F16 ? f16_from_f32(d->values[i])
-                                      : bf16_from_f32(d->values[i]);
-    return d->coded;
-}
-
-static int draft_fill(void *context, size_t i, StSink *sink, Error *err)
-{
-    Draft *d = context;
-    const TensorInfo *info = &d->infos[i];
-    const StSpec *spec = &d->specs[i];
-    Random random = stream_of(info, d->seed);
-    if (i > 0 && strcmp(info->name, d->infos[i - 1].name) == 0)
-        return st_put(sink, d->scales, spec->shape[0] * spec->shape[1], err);
-    for (size_t r = 0; r < info->rows; r += F8_BLOCK) {
-        size_t rows = info->rows - r < F8_BLOCK ? info->rows - r : F8_BLOCK;
-        size_t n = rows * info->cols;
-        draw(d, info, &random, n);
-        if (st_put(sink, encode(d, spec->dtype, r, rows, info->cols), n, err))
-            return -1;
-        d->done += (double)n;
-        progress_show(&d->progress, d->done, d->total);
-    }
-    return 0;
-}
-
-static int write_weights(const Config *c, const char *path, bool force,
-                         DType dtype, uint64_t seed, double std, Error *err)
-{
-    static const char *const metadata[] = {"format", "pt", NULL};
-    Draft d = {.config = c, .dtype = dtype, .seed = seed,
-               .std = (float)std};
-    int failed = draft_open(&d, err);
-    if (!failed) {
-        progress_begin(&d.progress, "writing weights");
-        failed = st_write(path, force, d.specs, d.n, metadata, draft_fill, &d,
-                          err);
-        progress_end(&d.progress);
-    }
-    draft_close(&d);
-    return failed;
-}
-
-/* Copies a file that lies beside the config, if it does. */
-static int copy_beside(const char *config_path, const char *name,
-                       const char *to, bool force, Error *err)
-{
-    const char *slash = strrchr(config_path, '/');
-    size_t n = slash ? (size_t)(slash - config_path) + 1 : 0;
-    char *from = allocate(n + strlen(name) + 1, 1, "a path", err);
-    File file;
-    int failed;
-    if (!from)
-        return -1;
-    memcpy(from, config_path, n);
-    strcpy(from + n, name);
-    failed = path_exists(from) ? file_open(&file, from, err) : 1;
-    free(from);
-    if (failed)
-        return failed < 0 ? -1 : 0;
-    failed = file_write(to, force, file.data, file.size, err);
-    file_close(&file);
-    return failed;
-}
-
-static const char *const init_names[] = {
-    "model.safetensors", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
-
-enum { INIT_FILES = sizeof init_names / sizeof *init_names };
-
-/* Every file's path; without force none of them may exist. */
-static int init_paths(char *paths[INIT_FILES], const char *dir, bool force,
-                      Error *err)
-{
-    for (int i = 0; i < INIT_FILES; i++) {
-        paths[i] = path_join(dir, init_names[i], err);
-        if (!paths[i])
-            return -1;
-        if (!force && path_exists(paths[i]))
-            return fail(err, "%s exists; --force overwrites it", paths[i]);
-    }
-    return 0;
-}
-
-int model_init(const Config *c, const char *config_path, const char *dir,
-               bool force, DType dtype, uint64_t seed, double std, Error *err)
-{
-    char *paths[INIT_FILES] = {0};
-    bool existed = path_is_dir(dir);
-    int failed = init_paths(paths, dir, force, err);
-    if (!failed && !(failed = make_dir(dir, err))) {
-        failed = write_weights(c, paths[0], force, dtype, seed, std, err)
-                 || config_write(c, dtype, paths[1], force, err)
-                 || config_write_generation(c, paths[2], force, err);
-        for (int i = 3; i < INIT_FILES && !failed; i++)
-            failed = copy_beside(config_path, init_names[i], paths[i], force,
-                                 err);
-        for (int i = 0; i < INIT_FILES && failed && !force; i++)
-            remove(paths[i]);  /* none was there before */
-        if (failed && !existed)
-            remove(dir);
-    }
-    for (int i = 0; i < INIT_FILES; i++)
-        free(paths[i]);
-    return failed ? -1 : 0;
 }
