@@ -132,9 +132,9 @@ static const void *encode(const Draft *d, DType dtype, size_t row,
     if (dtype == DT_F32)
         return d->values;
     if (dtype == DT_F8_E4M3)
-        fp8_quantize_rows(d->coded,
-                          d->scales + row / F8_BLOCK * fp8_blocks(cols),
-                          d->values, rows, cols, d->config->scale_fmt_ue8m0);
+        fp8_quantize(d->coded, d->scales + row / F8_BLOCK * fp8_blocks(cols),
+                     d->values, cols, rows, cols, FP8_BLOCK,
+                     d->config->scale_fmt_ue8m0);
     else
         for (size_t i = 0; i < rows * cols; i++)
             half[i] = dtype == DT_F16 ? f16_from_f32(d->values[i])

@@ -286,18 +286,45 @@ void gate_forward(const float *x, const MoeWeights *w, const Config *c,
 void moe_forward(float *y, const float *x, const MoeWeights *w,
                  const Config *c, size_t T, MoeActs *a);
 
-/* fp8.c: E4M3 and its scales ------------------------------------- V3 §3.3 */
+/* fp8.c: fine-grained FP8 ---------------------------------------- V3 §3.3 */
 
 float e4m3_decode(uint8_t code);   /* 0x7f, 0xff: NaN */
 uint8_t e4m3_encode(float x);      /* nearest, ties to even; |x| > 448: 448 */
-/* s = amax/448 of a block, amax at least 1e-4; ue8m0: the next power of two
- * at or above it. */
+
+/* What one scale serves. */
+typedef enum {
+    FP8_TILE,      /* 1×128: 128 channels of a token, activations */
+    FP8_BLOCK,     /* 128×128: weights */
+    FP8_COLUMN,    /* 128×1: the transposed tensor of Wgrad */
+    FP8_TENSOR     /* all of it: what V3 §3.3.2 argues against */
+} Fp8Scope;
+
+/* s = amax/448, amax at least 1e-4; ue8m0: the next power of two at or above
+ * it. */
 float fp8_scale(float amax, bool ue8m0);
 size_t fp8_blocks(size_t n);       /* ceil(n/128) */
-/* Quantises n rows of at most 128 (one row of blocks): x (n, cols) -> codes
- * (n, cols), scales (ceil(cols/128)). */
-void fp8_quantize_rows(uint8_t *codes, float *scales, const float *x,
-                       size_t n, size_t cols, bool ue8m0);
+/* Elements that one scale serves, of a tensor (rows, cols): *height rows by
+ * *width columns, fewer at ragged edges. */
+void fp8_reach(Fp8Scope scope, size_t rows, size_t cols, size_t *height,
+               size_t *width);
+/* x (rows, cols), rows ldx apart -> codes (rows, cols) = E4M3(x/s) and one
+ * scale for each `scope`: (ceil(rows/height), ceil(cols/width)). Online: s
+ * follows from the elements at hand. */
+void fp8_quantize(uint8_t *codes, float *scales, const float *x, size_t ldx,
+                  size_t rows, size_t cols, Fp8Scope scope, bool ue8m0);
+/* What the input of a Linear layer becomes where activations are FP8 too. */
+typedef struct {
+    Fp8Scope scope;    /* FP8_TILE; others to compare with */
+    bool ue8m0;
+    uint8_t *codes;    /* (T, in) */
+    float *values;     /* (T, in)  the codes' values, exact in F32 */
+    float *scales;     /* (T, ceil(in/128)) */
+} Fp8Acts;
+
+/* y = x wᵀ of a Linear layer; x (T, in), y (T, out). a NULL: x stays F32.
+ * Else x is quantised and both operands are FP8, V3 §3.3.2: w must be. */
+void linear(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
+            const Matrix *w, Fp8Acts *a);
 /* Names the first NaN code of w. */
 int fp8_check(const Matrix *w, const char *name, Error *err);
 /* Names the first of rows·cols F32 scales, unaligned, that is not a finite

@@ -73,28 +73,72 @@ size_t fp8_blocks(size_t n)
     return n / F8_BLOCK + (n % F8_BLOCK != 0);
 }
 
-static float block_amax(const float *x, size_t ld, size_t n, size_t cols)
+void fp8_reach(Fp8Scope scope, size_t rows, size_t cols, size_t *height,
+               size_t *width)
+{
+    *height = scope == FP8_TILE ? 1 : scope == FP8_TENSOR ? rows : F8_BLOCK;
+    *width = scope == FP8_COLUMN ? 1 : scope == FP8_TENSOR ? cols : F8_BLOCK;
+}
+
+static float greatest(const float *x, size_t ldx, size_t rows, size_t cols)
 {
     float amax = 0;
-    for (size_t r = 0; r < n; r++)
+    for (size_t r = 0; r < rows; r++)
         for (size_t k = 0; k < cols; k++) {
-            float v = fabsf(x[r * ld + k]);
+            float v = fabsf(x[r * ldx + k]);
             amax = v > amax ? v : amax;
         }
     return amax;
 }
 
-void fp8_quantize_rows(uint8_t *codes, float *scales, const float *x,
-                       size_t n, size_t cols, bool ue8m0)
+static void divide(uint8_t *codes, size_t ldc, const float *x, size_t ldx,
+                   size_t rows, size_t cols, float s)
 {
-    for (size_t k0 = 0; k0 < cols; k0 += F8_BLOCK) {
-        size_t width = cols - k0 < F8_BLOCK ? cols - k0 : F8_BLOCK;
-        float s = fp8_scale(block_amax(x + k0, cols, n, width), ue8m0);
-        scales[k0 / F8_BLOCK] = s;
-        for (size_t r = 0; r < n; r++)
-            for (size_t k = k0; k < k0 + width; k++)
-                codes[r * cols + k] = e4m3_encode(x[r * cols + k] / s);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t k = 0; k < cols; k++)
+            codes[r * ldc + k] = e4m3_encode(x[r * ldx + k] / s);
+}
+
+void fp8_quantize(uint8_t *codes, float *scales, const float *x, size_t ldx,
+                  size_t rows, size_t cols, Fp8Scope scope, bool ue8m0)
+{
+    size_t height, width;
+    fp8_reach(scope, rows, cols, &height, &width);
+    for (size_t r = 0; r < rows; r += height)
+        for (size_t k = 0; k < cols; k += width) {
+            size_t n = rows - r < height ? rows - r : height;
+            size_t m = cols - k < width ? cols - k : width;
+            const float *p = x + r * ldx + k;
+            *scales = fp8_scale(greatest(p, ldx, n, m), ue8m0);
+            divide(codes + r * cols + k, cols, p, ldx, n, m, *scales++);
+        }
+}
+
+/* One scale for each token and 128 channels, whatever the scope: those it
+ * shares are repeated. */
+static void spread_scales(float *scales, size_t T, size_t cols,
+                          Fp8Scope scope)
+{
+    size_t n = fp8_blocks(cols), height, width;
+    fp8_reach(scope, T, cols, &height, &width);
+    for (size_t i = T * n; i-- > 0;)
+        scales[i] = scales[i / n / height * ((cols + width - 1) / width)
+                           + i % n * F8_BLOCK / width];
+}
+
+void linear(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
+            const Matrix *w, Fp8Acts *a)
+{
+    size_t cols = w->cols;
+    if (a == NULL) {
+        matmul(y, ldy, x, ldx, T, w);
+        return;
     }
+    fp8_quantize(a->codes, a->scales, x, ldx, T, cols, a->scope, a->ue8m0);
+    spread_scales(a->scales, T, cols, a->scope);
+    for (size_t i = 0; i < T * cols; i++)
+        a->values[i] = f32_from_f8(a->codes[i]);
+    matmul_scaled(y, ldy, a->values, cols, a->scales, T, w);
 }
 
 int fp8_check_scales(const void *scales, size_t rows, size_t cols,

@@ -38,6 +38,11 @@ Matrix matrix_f32(const float *data, size_t rows, size_t cols,
  * ldx, ldy: elements from one row to the next. */
 void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
             const Matrix *w);
+/* The same for an F8 w and an x that has scales too, (T, w->cols/128 up):
+ * x's elements are the values of its codes, and the factor of a block of 128 k
+ * is s = x_scale·w_scale, one F32 product. */
+void matmul_scaled(float *y, size_t ldy, const float *x, size_t ldx,
+                   const float *x_scale, size_t T, const Matrix *w);
 /* y += x w: for n ascending y[t][k] = fmaf(x[t][n], w[n][k], y[t][k]);
  * x (T, w->rows), y (T, w->cols). An F8 element is value·scale, rounded once
  * to F32. */

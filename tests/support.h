@@ -95,19 +95,17 @@ static inline double nmse(const float *found, const float *wanted, size_t n)
 static inline Matrix random_matrix(Random *r, size_t rows, size_t cols,
                                    DType dtype, float std)
 {
-    size_t grid = (cols + F8_BLOCK - 1) / F8_BLOCK;
+    size_t grid = fp8_blocks(rows) * fp8_blocks(cols);
     float *x = test_alloc(rows * cols, sizeof *x);
-    float *scale = test_alloc((rows / F8_BLOCK + 1) * grid, sizeof *scale);
+    float *scale = test_alloc(grid, sizeof *scale);
     uint16_t *half = test_alloc(rows * cols, sizeof *half);
     Matrix m = {.dtype = dtype, .rows = rows, .cols = cols, .stride = cols};
     random_normal(r, x, rows * cols, std);
     for (size_t i = 0; i < rows * cols; i++)
         half[i] = bf16_from_f32(x[i]);
-    for (size_t i = 0; i < rows && dtype == DT_F8_E4M3; i += F8_BLOCK)
-        fp8_quantize_rows((uint8_t *)half + i * cols,
-                          scale + i / F8_BLOCK * grid, x + i * cols,
-                          rows - i < F8_BLOCK ? rows - i : F8_BLOCK, cols,
-                          false);
+    if (dtype == DT_F8_E4M3)
+        fp8_quantize((uint8_t *)half, scale, x, cols, rows, cols, FP8_BLOCK,
+                     false);
     m.data = dtype == DT_F32 ? (void *)x : half;
     m.scale = dtype == DT_F8_E4M3 ? scale : NULL;
     free(dtype == DT_F32 ? (void *)half : x);

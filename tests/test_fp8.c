@@ -236,7 +236,7 @@ static void check_tile(const Vectors *v, const JsonNode *tile, bool ue8m0)
     uint8_t codes[128];
     char wanted[257], found[257];
     tile_values(x, v, tile);
-    fp8_quantize_rows(codes, &scale, x, 1, 128, ue8m0);
+    fp8_quantize(codes, &scale, x, 128, 1, 128, FP8_TILE, ue8m0);
     for (size_t i = 0; i < 128; i++)
         snprintf(found + 2 * i, 3, "%02x", codes[i]);
     assert_int_equal(f32_bits(scale),
@@ -311,7 +311,7 @@ static void check_rows(Random *random, size_t n, size_t cols, bool ue8m0)
     random_fill(random, x, n * cols);
     for (size_t i = 0; i < n * cols; i++)
         x[i] *= i % cols / 128 == 1 ? 0 : (float)(1 + i % cols / 128);
-    fp8_quantize_rows(codes, scales, x, n, cols, ue8m0);
+    fp8_quantize(codes, scales, x, cols, n, cols, FP8_BLOCK, ue8m0);
     for (size_t b = 0; b < blocks; b++) {
         float amax = 0;
         for (size_t i = 0; i < n * cols; i++)
