@@ -214,8 +214,11 @@ void rope_apply(float *y, size_t ldy, const float *x, size_t ldx,
 
 /* mla.c: multi-head latent attention ---------------- V2 §2.1, V3 §2.1.1 */
 
+typedef struct Fp8Acts Fp8Acts;   /* fp8.c */
+
 /* A block of queries attends at a time: nb tokens with all their heads. */
 typedef struct {
+    Fp8Acts *fp8;     /* inputs of Linear layers in FP8; NULL: F32 */
     size_t block;     /* nb: tokens whose scores the buffers hold */
     size_t span;      /* positions a row of scores holds */
     float *c_q_raw;   /* (T, d_c')            W_DQ h                  */
@@ -237,7 +240,8 @@ typedef struct {
  * these positions. All of it in V2 (37)-(47), V3 (1)-(11).
  * absorbed: W_UK goes to the query and W_UV to the output, so that the past
  * is read as it is cached; naive: keys and values of all S positions are
- * expanded first, the form of training. Equal but for rounding. */
+ * expanded first, the form of training. Equal but for rounding. a->fp8 asks
+ * for naive: absorbed has no product of kv_b_proj with an activation. */
 void mla_absorbed(float *u, const float *h, const MlaWeights *w,
                   const Config *c, size_t T, size_t pos, const float *cos,
                   const float *sin, float softmax_scale, float *cache,
@@ -253,6 +257,7 @@ typedef struct {
     float *gate;      /* (R, inter)   W_gate x  */
     float *up;        /* (R, inter)   W_up x    */
     float *h;         /* (R, inter)   silu(gate) · up; may be gate itself */
+    Fp8Acts *fp8;     /* inputs of Linear layers in FP8; NULL: F32 */
 } FfnActs;
 
 typedef struct {
@@ -288,8 +293,27 @@ void moe_forward(float *y, const float *x, const MoeWeights *w,
 
 /* fp8.c: fine-grained FP8 ---------------------------------------- V3 §3.3 */
 
+/* A binary float of at most 16 bits: sign, exponent, mantissa. */
+typedef struct {
+    int exponent_bits, mantissa_bits, bias;
+    bool finite;    /* "fn": no infinity, NaN only where all bits are set */
+} FloatFormat;
+
+extern const FloatFormat E4M3, E5M2, E5M6, BF16, F16;
+
+/* Exact. */
+float format_decode(const FloatFormat *f, uint32_t code);
+/* Nearest, ties to even. Beyond the greatest number: infinity, or that number
+ * where the format has none. */
+uint32_t format_encode(const FloatFormat *f, float x);
+float format_greatest(const FloatFormat *f);
+
 float e4m3_decode(uint8_t code);   /* 0x7f, 0xff: NaN */
-uint8_t e4m3_encode(float x);      /* nearest, ties to even; |x| > 448: 448 */
+uint8_t e4m3_encode(float x);      /* |x| > 448: 448 */
+/* UE8M0, an exponent and nothing else: 2^(code-127), 0xff is NaN. Encoding
+ * takes a positive s to the power of two at or above it, 2^-126 … 2^127. */
+float ue8m0_decode(uint8_t code);
+uint8_t ue8m0_encode(float s);
 
 /* What one scale serves. */
 typedef enum {
@@ -299,8 +323,9 @@ typedef enum {
     FP8_TENSOR     /* all of it: what V3 §3.3.2 argues against */
 } Fp8Scope;
 
-/* s = amax/448, amax at least 1e-4; ue8m0: the next power of two at or above
- * it. */
+/* s = amax / (the format's greatest number), amax at least 1e-4; ue8m0: the
+ * power of two at or above it. fp8_scale: of E4M3, amax/448. */
+float format_scale(const FloatFormat *f, float amax, bool ue8m0);
 float fp8_scale(float amax, bool ue8m0);
 size_t fp8_blocks(size_t n);       /* ceil(n/128) */
 /* Elements that one scale serves, of a tensor (rows, cols): *height rows by
@@ -312,15 +337,56 @@ void fp8_reach(Fp8Scope scope, size_t rows, size_t cols, size_t *height,
  * follows from the elements at hand. */
 void fp8_quantize(uint8_t *codes, float *scales, const float *x, size_t ldx,
                   size_t rows, size_t cols, Fp8Scope scope, bool ue8m0);
+/* x = code·s of the same. With fp8_quantize behind it, tiles 1×128 become
+ * tiles 128×1 as the backward pass wants them. */
+void fp8_dequantize(float *x, size_t ldx, const uint8_t *codes,
+                    const float *scales, size_t rows, size_t cols,
+                    Fp8Scope scope);
+/* The same for one tile of n numbers in any format; 12 bits of E5M6 lie in 16.
+ * V3 §3.3.3: the input of o_proj is stored so, with ue8m0. */
+void tile_encode(uint16_t *codes, float *scale, const float *x, size_t n,
+                 const FloatFormat *f, bool ue8m0);
+void tile_decode(float *x, const uint16_t *codes, float scale, size_t n,
+                 const FloatFormat *f);
+
 /* What the input of a Linear layer becomes where activations are FP8 too. */
-typedef struct {
+struct Fp8Acts {
     Fp8Scope scope;    /* FP8_TILE; others to compare with */
     bool ue8m0;
     uint8_t *codes;    /* (T, in) */
     float *values;     /* (T, in)  the codes' values, exact in F32 */
     float *scales;     /* (T, ceil(in/128)) */
-} Fp8Acts;
+};
 
+/* Fills codes, values and scales from x (T, cols). */
+void fp8_activations(Fp8Acts *a, const float *x, size_t ldx, size_t T,
+                     size_t cols);
+
+/* How the products of 128 k are summed. */
+typedef enum {
+    FP8_LANES,     /* the order of docs/numerics.md: what a model runs with */
+    FP8_EXACT,     /* without error, then rounded to F32 once */
+    /* As Hopper's tensor cores do, 32 at a time: shifted to the exponent of
+     * the greatest, 13 fraction bits kept, their sum added to a register that
+     * keeps 13 fraction bits too. Whether the register is shifted with them
+     * is not published. */
+    FP8_APART,     /* the register is not */
+    FP8_TOGETHER   /* the register is one of 33 numbers that are shifted */
+} Fp8Sum;
+
+typedef struct {
+    Fp8Sum sum;
+    bool floor;      /* bits shifted out: toward -inf, as an arithmetic shift
+                        of two's complement does; else toward 0 */
+    bool alone;      /* no promotion: the sum runs over all of K, and the
+                        scales of the first 128 k serve for all */
+} Fp8Accumulation;
+
+/* C = A Bᵀ, both FP8: A (T, K) in `a`, B = w (N, K), C (T, N).
+ * V3 §3.3.2: C[t][n] = Σ_b (Σ_k a b) · (a_scale·w_scale) over blocks b of
+ * 128 k, the outer sum in F32. FP8_LANES is matmul_scaled. */
+void fp8_gemm(float *c, size_t ldc, const Fp8Acts *a, size_t T,
+              const Matrix *w, Fp8Accumulation how);
 /* y = x wᵀ of a Linear layer; x (T, in), y (T, out). a NULL: x stays F32.
  * Else x is quantised and both operands are FP8, V3 §3.3.2: w must be. */
 void linear(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
@@ -344,12 +410,15 @@ typedef struct {
     MoeActs moe;
     float *ffn_out;       /* (T, d) */
     float *h;             /* (T, d)  the block's output         */
+    Fp8Acts fp8;          /* of the Linear layer at hand */
 } BlockActs;
 
 typedef struct {
     size_t ctx;           /* positions the cache holds */
     size_t chunk;         /* tokens of one pass; 0: 128, or fewer if ctx is */
     bool naive;           /* --mla naive */
+    bool fp8;             /* --fp8 activations; asks for naive, FP8 weights */
+    Fp8Scope fp8_scope;   /* 0, FP8_TILE: the paper's */
     bool all_logits;      /* logits of every row, else of the last alone */
     Trace *trace;         /* or NULL */
 } SessionOptions;
