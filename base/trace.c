@@ -26,6 +26,8 @@ typedef struct {
 } Stage;
 
 struct Trace {
+    TraceSink *sink;   /* or NULL: a file, and all of the following */
+    void *context;
     char *path, *only; /* only: NULL for all */
     bool force;
     OutFile spool;
@@ -55,6 +57,16 @@ Trace *trace_open(const char *path, bool force, const char *only, Error *err)
         || out_open(&trace->spool, path, force, err) != 0) {
         trace_abort(trace);
         return NULL;
+    }
+    return trace;
+}
+
+Trace *trace_to(TraceSink *sink, void *context, Error *err)
+{
+    Trace *trace = allocate(1, sizeof *trace, "a trace", err);
+    if (trace != NULL) {
+        trace->sink = sink;
+        trace->context = context;
     }
     return trace;
 }
@@ -170,6 +182,9 @@ static int put_piece(Trace *trace, Stage *stage, const void *values,
 static int put(Trace *trace, const char *name, DType type, const void *values,
                int rank, const size_t *shape)
 {
+    if (trace->sink != NULL)
+        return trace->sink(trace->context, name, type, values, rank, shape,
+                           &trace->err);
     if (rank < 1 || rank > ST_MAX_RANK)
         return fail(&trace->err, "%s: tensor %.200s: wanted rank 1 to %d, got "
                     "%d", trace->path, name, ST_MAX_RANK, rank);
@@ -230,6 +245,8 @@ static int finish(Trace *trace, Error *err)
     File spool;
     if (trace->failed)
         return fail(err, "%s", trace->err.text);
+    if (trace->sink != NULL)
+        return 0;
     if (trace->only != NULL && trace->n_stages == 0)
         return fail(err, "%s: no stage has a name like %s", trace->path,
                     trace->only);

@@ -254,6 +254,42 @@ static void test_full_disk(void **state)
     assert_int_equal(temp_count("."), before);
 }
 
+static int take(void *context, const char *name, DType type,
+                const void *values, int rank, const size_t *shape, Error *err)
+{
+    float *sum = context;
+    const float *x = values;
+    if (strcmp(name, "ids") == 0)
+        return (fail)(err, "no %s here", name);  /* not the macro */
+    assert_int_equal(type, DT_F32);
+    assert_int_equal(rank, 2);
+    for (size_t i = 0; i < shape[0] * shape[1]; i++)
+        *sum += x[i];
+    return 0;
+}
+
+/* A function gets each piece; its first error is told at the end, and it gets
+ * nothing more. */
+static void test_to_a_function(void **state)
+{
+    (void)state;
+    float q[6] = {1, 2, 3, 4, 5, 6}, sum = 0;
+    int32_t ids[1] = {1};
+    Error err;
+    Trace *trace = trace_to(take, &sum, &err);
+    assert_non_null(trace);
+    assert_true(trace_wants(trace, "q"));
+    trace_put(trace, "q", DT_F32, q, 2, SHAPE(1, 2));
+    trace_put(trace, "q", DT_F32, q + 2, 2, SHAPE(2, 2));
+    end(trace);
+    assert_true(sum == 21);
+    trace = trace_to(take, &sum, &err);
+    trace_put(trace, "ids", DT_I32, ids, 1, SHAPE(1));
+    trace_put(trace, "q", DT_F32, q, 2, SHAPE(1, 2));
+    end_with(trace, "no ids here");
+    assert_true(sum == 21);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +301,7 @@ int main(void)
         cmocka_unit_test(test_misuse),
         cmocka_unit_test(test_targets),
         cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_to_a_function),
     };
     return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }
