@@ -32,13 +32,13 @@ typedef enum {
     ONE, TOKENS, CTX, LAYERS, ROWS_OUT, VOCAB, HIDDEN, PAIRS, Q_LORA, HEADS,
     D_QK, D_QUERY, D_CACHE, D_C, D_R, D_KV, D_V, BLOCK, SPAN, INTER, EXPERTS,
     EXPERTS_1, GROUPS, KEPT, TOPK, PICKS, MOE_INTER, SHARED_INTER, FFN_WIDEST,
-    EXTENTS
+    FP8_INPUT, FP8_QUARTER, FP8_TILES, EXTENTS
 } Extent;
 
 /* When a buffer exists, and in which layers a trace shows it. */
 typedef enum {
     ALWAYS, WITH_Q_LORA, WITHOUT_Q_LORA, NAIVE, ABSORBED, DENSE, MOE, BIASED,
-    GROUPED, SHARED, TRACED
+    GROUPED, SHARED, TRACED, WITH_FP8
 } When;
 
 /* A row allocates, or it shows what another row allocates. */
@@ -139,6 +139,9 @@ static const Buffer layer_buffers[] = {
      SHARED},
     {".mlp", OWN, IN(acts.ffn_out), {TOKENS, ONE, HIDDEN}, ALWAYS},
     {"", OWN, IN(acts.h), {TOKENS, ONE, HIDDEN}, ALWAYS},
+    {NULL, OWN, IN(acts.fp8.codes), {ONE, ONE, FP8_QUARTER}, WITH_FP8},
+    {NULL, OWN, IN(acts.fp8.values), {ONE, ONE, FP8_INPUT}, WITH_FP8},
+    {NULL, OWN, IN(acts.fp8.scales), {ONE, ONE, FP8_TILES}, WITH_FP8},
 };
 
 static const Buffer final_buffers[] = {
@@ -153,6 +156,17 @@ static const Buffer final_buffers[] = {
  * fit, so that a long context does not need memory for a whole chunk. The
  * longest context is the greatest max_position_embeddings. */
 enum { SCORE_BYTES = 2 << 20, MAX_CTX = 1 << 30 };
+
+/* a·b; SIZE_MAX, which no allocation grants, if that is too much. */
+static size_t product(size_t a, size_t b)
+{
+    return b && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+static size_t greater(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
 
 static size_t score_block(const Config *c, const SessionOptions *o,
                           size_t chunk)
@@ -192,6 +206,21 @@ static bool has_moe(const Config *c)
     return has_layer(c, true);
 }
 
+/* The largest input of a Linear layer: (T, widest), but kv_b_proj's, which is
+ * (S, d_c) in the naive form. A code is a quarter of a float. */
+static void plan_fp8(size_t n[EXTENTS])
+{
+    const Extent inputs[] = {HIDDEN, Q_LORA, FFN_WIDEST, MOE_INTER};
+    size_t widest = product(n[HEADS], n[D_V]);
+    for (size_t i = 0; i < LENGTH(inputs); i++)
+        widest = n[inputs[i]] > widest ? n[inputs[i]] : widest;
+    n[FP8_INPUT] = greater(product(n[TOKENS], widest),
+                           product(n[CTX], n[D_C]));
+    n[FP8_QUARTER] = n[FP8_INPUT] / 4 + 1;
+    n[FP8_TILES] = greater(product(n[TOKENS], fp8_blocks(widest)),
+                           product(n[CTX], fp8_blocks(n[D_C])));
+}
+
 static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
 {
     size_t T = chunk_of(c, o), d_h = c->qk_nope_head_dim;
@@ -225,6 +254,7 @@ static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
     n[SHARED_INTER] = c->n_shared_experts * c->moe_intermediate_size;
     n[FFN_WIDEST] = n[SHARED_INTER] > n[INTER] || !has_dense(c)
                         ? n[SHARED_INTER] : n[INTER];
+    plan_fp8(n);
 }
 
 /* moe, dense: whether such layers are meant (one layer's kind in a trace,
@@ -244,6 +274,7 @@ static bool is_there(When when, const Config *c, const SessionOptions *o,
     case GROUPED: return moe && c->topk_method != TOPK_GREEDY;
     case SHARED: return moe && c->n_shared_experts > 0;
     case TRACED: return o->trace != NULL;
+    case WITH_FP8: return o->fp8;
     }
     return false;
 }
@@ -268,12 +299,6 @@ enum {
     ALL_BUFFERS = LENGTH(model_buffers) + LENGTH(layer_buffers)
                   + LENGTH(final_buffers)
 };
-
-/* a·b; SIZE_MAX, which no allocation grants, if that is too much. */
-static size_t product(size_t a, size_t b)
-{
-    return b && a > SIZE_MAX / b ? SIZE_MAX : a * b;
-}
 
 static size_t elements(const Buffer *b, const size_t n[EXTENTS])
 {
@@ -308,6 +333,18 @@ static void share_buffers(BlockActs *a)
     a->moe.shared = a->ffn;
 }
 
+/* Every Linear layer quantises its input in the same buffers. Set for each
+ * pass: the pointers lead into the Session, which its owner may have moved. */
+static void share_fp8(Session *s)
+{
+    BlockActs *a = &s->acts;
+    a->fp8.scope = s->options.fp8_scope;
+    a->fp8.ue8m0 = s->model->config.scale_fmt_ue8m0;
+    if (s->options.fp8)
+        a->mla.fp8 = a->ffn.fp8 = a->moe.routed.fp8 = a->moe.shared.fp8
+            = &a->fp8;
+}
+
 static int allocate_buffers(Session *s, Error *err)
 {
     const Config *c = &s->model->config;
@@ -332,6 +369,25 @@ static int allocate_buffers(Session *s, Error *err)
     return 0;
 }
 
+/* The product of two FP8 operands needs both. */
+static int check_fp8(const Model *m, const SessionOptions *o, Error *err)
+{
+    Model copy = *m;
+    TensorWalk walk = tensor_walk(&copy.config, &copy);
+    TensorInfo info;
+    if (!o->naive)
+        return fail(err, "FP8 activations: wanted the naive form of attention,"
+                    " found the absorbed one, in which kv_b_proj is no Linear"
+                    " layer");
+    while (tensor_next(&walk, &info))
+        if (info.kind == TENSOR_LINEAR && info.slot->data
+            && info.slot->dtype != DT_F8_E4M3)
+            return fail(err, "FP8 activations: %s: wanted F8_E4M3 weights,"
+                        " found %s: run deepseek quantize first", info.name,
+                        dtype_name(info.slot->dtype));
+    return 0;
+}
+
 int session_open(Session *s, const Model *m, const SessionOptions *o,
                  Error *err)
 {
@@ -341,6 +397,8 @@ int session_open(Session *s, const Model *m, const SessionOptions *o,
     if (o->ctx < 1 || o->ctx > MAX_CTX)
         return fail(err, "context: wanted 1 to %d tokens, found %zu",
                     (int)MAX_CTX, o->ctx);
+    if (o->fp8 && check_fp8(m, o, err))
+        return -1;
     if (rope_open(&s->rope, &m->config, err) || allocate_buffers(s, err)) {
         session_close(s);
         return -1;
@@ -511,6 +569,7 @@ static int forward_chunk(Session *s, const int32_t *ids, size_t T,
     const Model *m = s->model;
     const float *h = s->embed;
     size_t d = m->config.hidden_size, L = m->config.num_hidden_layers;
+    share_fp8(s);
     rope_table(s->cos, s->sin, &s->rope, T, s->pos);
     for (size_t t = 0; t < T; t++)
         matrix_row(s->embed + t * d, &m->embed_tokens, (size_t)ids[t]);

@@ -65,6 +65,10 @@ static const Option options[O_COUNT] = {
     [O_MLA] = {"--mla", OPTION_CHOICE, AT(mla), "absorbed|naive", 0, 0,
         "the form of attention: on the compressed cache, the default, or "
         "with all keys and values expanded"},
+    [O_FP8] = {"--fp8", OPTION_CHOICE, AT(fp8), "weights|activations", 0, 0,
+        "what is FP8 in a model with FP8 weights: these alone, the default, or "
+        "the inputs of its Linear layers too, as in training (implies "
+        "--mla naive)"},
     [O_CTX] = {"--ctx", OPTION_SIZE, AT(ctx), "N", 2, MANY,
         "positions of the context; default: 4096, or more if prompt and -n "
         "want more, but max_position_embeddings at most"},
@@ -79,7 +83,7 @@ static const Option options[O_COUNT] = {
 
 #define BIT(option) ((uint64_t)1 << (option))
 #define MODEL_BITS \
-    (BIT(O_MLA) | BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_READING))
+    (BIT(O_MLA) | BIT(O_FP8) | BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_READING))
 #define SAMPLE_BITS \
     (BIT(O_NEW) | BIT(O_TEMP) | BIT(O_TOP_K) | BIT(O_TOP_P) | BIT(O_SEED))
 #define PROMPT_BITS (BIT(O_PROMPT) | BIT(O_IDS))

@@ -16,7 +16,9 @@
  * Invariants: a cache row is [c_kv; k_rope], c_kv after its RMSNorm, k_rope
  * turned and not normalised. A token sees positions 0 … its own. Nothing a
  * token computes depends on what else is in the call, so prefill, chunks and
- * decode agree bit for bit. Scores are kept for blocks of tokens.
+ * decode agree bit for bit. Scores are kept for blocks of tokens. Inputs of
+ * the projections may be FP8 (a->fp8), in the naive form; what happens between
+ * them is F32 (V3 §3.3.1).
  *
  * Not here: frequencies and the softmax scale (rope.c), residual and block
  * norms (deepseek.c). */
@@ -44,13 +46,13 @@ static void project_query(const float *h, const MlaWeights *w,
     size_t width = c->num_attention_heads
                    * (c->qk_nope_head_dim + c->qk_rope_head_dim);
     if (!d_q) {
-        matmul(a->q, width, h, c->hidden_size, T, &w->q_proj);
+        linear(a->q, width, h, c->hidden_size, T, &w->q_proj, a->fp8);
         return;
     }
-    matmul(a->c_q_raw, d_q, h, c->hidden_size, T, &w->q_a_proj);
+    linear(a->c_q_raw, d_q, h, c->hidden_size, T, &w->q_a_proj, a->fp8);
     rmsnorm(a->c_q, d_q, a->c_q_raw, d_q, T, &w->q_a_layernorm,
             latent_eps(c));
-    matmul(a->q, width, a->c_q, d_q, T, &w->q_b_proj);
+    linear(a->q, width, a->c_q, d_q, T, &w->q_b_proj, a->fp8);
 }
 
 /* c_KV = W_DKV h, normalised                         V2 (9), (41); V3 (1)
@@ -61,7 +63,8 @@ static void project_latent(float *row, const float *h, const MlaWeights *w,
                            const float *sin, MlaActs *a)
 {
     size_t d_c = c->kv_lora_rank, width = d_c + c->qk_rope_head_dim;
-    matmul(a->kv_raw, width, h, c->hidden_size, T, &w->kv_a_proj_with_mqa);
+    linear(a->kv_raw, width, h, c->hidden_size, T, &w->kv_a_proj_with_mqa,
+           a->fp8);
     rmsnorm(row, width, a->kv_raw, width, T, &w->kv_a_layernorm,
             latent_eps(c));
     rope_apply(row + d_c, width, a->kv_raw + d_c, width, cos, sin, T,
@@ -119,8 +122,8 @@ static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
 static void project_output(float *u, const MlaWeights *w, const Config *c,
                            size_t T, const MlaActs *a)
 {
-    matmul(u, c->hidden_size, a->o, c->num_attention_heads * c->v_head_dim, T,
-           &w->o_proj);
+    linear(u, c->hidden_size, a->o, c->num_attention_heads * c->v_head_dim, T,
+           &w->o_proj, a->fp8);
 }
 
 /* The rows of kv_b_proj of head i: W_UK (d_h), then W_UV (d_v). */
@@ -208,7 +211,7 @@ static void expand_keys_values(const MlaWeights *w, const Config *c, size_t S,
     size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
     size_t d_h = c->qk_nope_head_dim, d_r = c->qk_rope_head_dim;
     size_t width = d_h + c->v_head_dim;
-    matmul(a->kv, n_h * width, cache, d_c + d_r, S, &w->kv_b_proj);
+    linear(a->kv, n_h * width, cache, d_c + d_r, S, &w->kv_b_proj, a->fp8);
     for (size_t j = 0; j < S; j++)
         for (size_t i = 0; i < n_h; i++) {
             float *k = a->key + (j * n_h + i) * (d_h + d_r);

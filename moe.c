@@ -11,7 +11,8 @@
  * groups and experts alike. The bias b_i chooses and never weighs. Experts
  * outside the chosen groups have choice -inf, so they lose to any biased
  * score, however negative. The shared experts are one FFN of n_shared_experts
- * widths, without a gate and without the scaling factor.
+ * widths, without a gate and without the scaling factor. Inputs of the experts'
+ * Linear layers may be FP8 (a->fp8), the gate's never (V3 §3.3.1).
  *
  * Not here: the residual and the norm before (deepseek.c); balance losses and
  * the update of b_i, which only training has. */
@@ -28,10 +29,10 @@ void ffn_forward(float *y, const float *x, const FfnWeights *w, size_t T,
                  FfnActs *a)
 {
     size_t d = w->down_proj.rows, inter = w->down_proj.cols;
-    matmul(a->gate, inter, x, d, T, &w->gate_proj);
-    matmul(a->up, inter, x, d, T, &w->up_proj);
+    linear(a->gate, inter, x, d, T, &w->gate_proj, a->fp8);
+    linear(a->up, inter, x, d, T, &w->up_proj, a->fp8);
     silu_mul(a->h, a->gate, a->up, T * inter);
-    matmul(y, d, a->h, inter, T, &w->down_proj);
+    linear(y, d, a->h, inter, T, &w->down_proj, a->fp8);
 }
 
 /* s = Softmax_i(u·e_i), V2 (22); s = Sigmoid(u·e_i), V3 (15) */

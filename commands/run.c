@@ -173,7 +173,8 @@ int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
         .ctx = context(&r->model.config, a, tokens,
                        trace == NULL ? DEFAULT_CTX : 1),
         .chunk = a->chunk,
-        .naive = a->mla == 1,
+        .naive = a->mla == 1 || (a->fp8 == 1 && !given(a, O_MLA)),
+        .fp8 = a->fp8 == 1,
         .all_logits = all_logits,
         .trace = trace
     };

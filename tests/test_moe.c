@@ -16,7 +16,7 @@ typedef struct {
 
 static FfnActs ffn_acts(size_t T, size_t inter)
 {
-    FfnActs a;
+    FfnActs a = {0};
     a.gate = test_alloc(T * inter, sizeof *a.gate);
     a.up = test_alloc(T * inter, sizeof *a.up);
     a.h = test_alloc(T * inter, sizeof *a.h);
@@ -34,7 +34,7 @@ static MoeActs moe_acts(const Config *c, size_t T)
 {
     size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
     size_t d = c->hidden_size, f = sizeof(float), i = sizeof(int32_t);
-    MoeActs a;
+    MoeActs a = {0};
     a.logits = test_alloc(T * N, f);
     a.scores = test_alloc(T * N, f);
     a.bias = test_alloc(N, f);

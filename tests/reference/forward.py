@@ -88,10 +88,24 @@ DEFAULTS = {
 READINGS = dict(latent_eps_from_config=False, v2_norm_scales=False)
 
 
+def paper_tiles(x, c):
+    """What the input of a Linear layer becomes, V3 3.3.2: tiles of 1 x 128,
+    each by its own scale to E4M3, and back."""
+    ue8m0 = 'scale_fmt' in c['quantization_config']
+    return np.concatenate([quantise_tile(x[:, k:k + 128], ue8m0)
+                           for k in range(0, x.shape[1], 128)], axis=1)
+
+
+# fp8_activations: None, or a function of x and the config, such as
+#   paper_tiles, that every input of a Linear layer goes through.
+OPTIONS = dict(fp8_activations=None)
+
+
 def normalise(config):
     """One spelling: rope_scaling and rope_theta, whoever wrote the file."""
     c = dict(moe_layer_freq=1, rms_norm_eps=1e-6, tie_word_embeddings=False,
-             rope_scaling=None, **DEFAULTS[config['model_type']], **READINGS)
+             rope_scaling=None, **DEFAULTS[config['model_type']], **READINGS,
+             **OPTIONS)
     c.update(config)
     rope = c.pop('rope_parameters', None)
     if rope is not None:
@@ -108,6 +122,37 @@ def normalise(config):
 def read_config(path):
     with open(os.path.join(path, 'config.json'), encoding='utf-8') as f:
         return normalise(json.load(f))
+
+
+# FP8 activations ------------------------------------------------------------
+
+E4M3 = np.sort(e4m3_table()[:127])      # the magnitudes, in the order of codes
+
+
+def nearest_e4m3(x):
+    """By search in the table: nearest, ties to the even code; else 448."""
+    a = np.minimum(np.abs(x), 448)
+    high = np.clip(np.searchsorted(E4M3, a), 1, 126)
+    low = high - 1
+    up, down = E4M3[high] - a, a - E4M3[low]
+    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
+    return np.copysign(E4M3[code], x)
+
+
+def quantise_tile(x, ue8m0):
+    """One scale for each row of x: float32, as it would be stored."""
+    x = x.astype(np.float32)
+    amax = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-4))
+    s = (amax / np.float32(448)).astype(np.float64)
+    if ue8m0:
+        m, e = np.frexp(s)
+        s = np.ldexp(1.0, e - (m == 0.5))
+    return nearest_e4m3((x / s.astype(np.float32)).astype(np.float64)) * s
+
+
+def operand(x, c):
+    """x as a Linear layer sees it."""
+    return c['fp8_activations'](x, c) if c['fp8_activations'] else x
 
 
 # Pieces ---------------------------------------------------------------------
@@ -133,10 +178,11 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def swiglu(x, w, p):
+def swiglu(x, w, p, c):
+    x = operand(x, c)
     gate = silu(linear(x, w[p + 'gate_proj.weight']))
-    return linear(gate * linear(x, w[p + 'up_proj.weight']),
-                  w[p + 'down_proj.weight'])
+    h = operand(gate * linear(x, w[p + 'up_proj.weight']), c)
+    return linear(h, w[p + 'down_proj.weight'])
 
 
 # RoPE, YaRN -----------------------------------------------------------------
@@ -228,7 +274,7 @@ def query(x, w, c, p, keep):
     c_q = keep('q_a_proj', linear(x, w[p + 'q_a_proj.weight']))
     c_q = keep('q_a_layernorm',
                rms_norm(c_q, w[p + 'q_a_layernorm.weight'], latent_eps(c)))
-    return keep('q_b_proj', linear(c_q, w[p + 'q_b_proj.weight']))
+    return keep('q_b_proj', linear(operand(c_q, c), w[p + 'q_b_proj.weight']))
 
 
 def mla(x, w, c, p, trace, form):
@@ -240,6 +286,7 @@ def mla(x, w, c, p, trace, form):
         trace[p + name] = value
         return value
     freq, mult = frequencies(c), magnitude(c)
+    x = operand(x, c)
     q = query(x, w, c, p, keep).reshape(tokens, heads, -1)
     q_r = keep('q_pe', rotate(q[:, :, nope:], freq, mult))
     kv = keep('kv_a_proj_with_mqa',
@@ -248,10 +295,11 @@ def mla(x, w, c, p, trace, form):
         kv[:, :rank], w[p + 'kv_a_layernorm.weight'], latent_eps(c)))
     k_r = keep('k_pe', rotate(kv[:, rank:], freq, mult))
     up = w[p + 'kv_b_proj.weight'].reshape(heads, -1, rank)
-    scores, o = form(q[:, :, :nope], q_r, c_kv, k_r, up[:, :nope],
-                     up[:, nope:], softmax_scale(c))
+    assert form is naive or not c['fp8_activations']    # else no kv_b_proj
+    scores, o = form(q[:, :, :nope], q_r, operand(c_kv, c), k_r,
+                     up[:, :nope], up[:, nope:], softmax_scale(c))
     keep('scores', scores)
-    return keep('o_proj', linear(o.reshape(tokens, -1),
+    return keep('o_proj', linear(operand(o.reshape(tokens, -1), c),
                                  w[p + 'o_proj.weight']))
 
 
@@ -316,9 +364,10 @@ def moe(x, w, c, p, trace):
     for e in range(c['n_routed_experts']):
         t, k = np.nonzero(ids == e)
         if len(t):
-            y[t] += weights[t, k, None] * swiglu(x[t], w, f'{p}experts.{e}.')
+            y[t] += weights[t, k, None] * swiglu(x[t], w,
+                                                 f'{p}experts.{e}.', c)
     trace[p + 'routed_out'] = y
-    trace[p + 'shared_out'] = swiglu(x, w, p + 'shared_experts.')
+    trace[p + 'shared_out'] = swiglu(x, w, p + 'shared_experts.', c)
     return y + trace[p + 'shared_out']
 
 
@@ -340,7 +389,7 @@ def block(h, w, c, layer, trace, form):
     if has_experts(c, layer):
         y = moe(x, w, c, p + 'mlp.', trace)
     else:
-        y = swiglu(x, w, p + 'mlp.')
+        y = swiglu(x, w, p + 'mlp.', c)
     trace[p + 'mlp'] = y
     trace[f'model.layers.{layer}'] = h + y
     return h + y
