@@ -398,6 +398,20 @@ int fp8_check(const Matrix *w, const char *name, Error *err);
 int fp8_check_scales(const void *scales, size_t rows, size_t cols,
                      const char *name, const char *file, Error *err);
 
+/* logfmt.c: LogFMT-nBit --- "Insights into DeepSeek-V3" (ISCA 2025) §3.2 */
+
+typedef struct {
+    int bits;      /* n: a sign and n-1 bits of K; 3 … 16 */
+    float min;     /* the logarithm that K = 1 stands for */
+    float step;    /* from one K to the next; 0 where all are equal */
+} LogTile;
+
+/* n finite numbers, a tile of 128 or fewer, -> n codes and their range. */
+void logfmt_encode(uint16_t *codes, LogTile *tile, const float *x, size_t n,
+                   int bits);
+void logfmt_decode(float *x, const uint16_t *codes, const LogTile *tile,
+                   size_t n);
+
 /* deepseek.c: the forward pass ------------------------------ V2 §2, V3 §2 */
 
 typedef struct {
