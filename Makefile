@@ -41,15 +41,15 @@ LIBRARY = $(filter-out main.c,$(wildcard *.c)) $(wildcard base/*.c)
 COMMANDS = main.c $(wildcard commands/*.c)
 OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
-BENCHES = $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
+BENCHES = $(patsubst %,$(BUILD)/bench/%,kernels model tokenizer)
 CHECKS  = $(wildcard tests/check_*.sh)
 # Whatever a file holds, every line that reads it has been tried.
 LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
           base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check identical fuzz coverage bench install clean \
-        help FORCE
+.PHONY: all portable run test check identical exhaustive fuzz coverage bench \
+        install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -73,6 +73,9 @@ check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh
 
+exhaustive: $(BUILD)/tests/exhaustive ## encode every F32 into every format: minutes
+	$(abspath $<)
+
 fuzz: ## search for inputs that break a reader, FUZZ seconds each
 	sh tests/fuzz.sh $(FUZZ)
 
@@ -84,8 +87,8 @@ coverage: ## print which lines the tests and failing calls ran (gcc)
 	    sh tests/check_faults.sh
 	sh tests/coverage.sh $(BUILD)/coverage $(LOADERS)
 
-bench: $(PROGRAM) $(BENCHES) ## measure
-	@for bench in $(BENCHES); do ./$$bench || exit 1; done
+bench: $(PROGRAM) $(BENCHES) ## measure; beside peers, if PYTHON has them
+	@DEEPSEEK=$(abspath $(PROGRAM)) sh bench/table.sh $(BUILD)/bench
 
 install: $(PROGRAM) ## program, manual page and completion under PREFIX
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
@@ -105,20 +108,20 @@ help: ## this list
 $(PROGRAM): $(COMMANDS:%.c=$(BUILD)/%.o) $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(OBJECTS)
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(CMOCKA) $(LDLIBS)
 
 $(BUILD)/library.a: $(OBJECTS)
 	rm -f $@ && $(AR) rc $@ $^
 
-$(BUILD)/bench/%: $(BUILD)/bench/%.o $(OBJECTS)
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/bench/limits.o $(OBJECTS)
 	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(DEPS) -I. -c -o $@ $<
 
-$(TESTS:%=%.o): | $(BUILD)/cmocka
+$(TESTS:%=%.o) $(BUILD)/tests/exhaustive.o: | $(BUILD)/cmocka
 
 $(BUILD)/cmocka:
 	@CC='$(CC)' sh tests/cmocka.sh && touch $@

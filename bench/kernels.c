@@ -4,63 +4,16 @@
  * limit measured just before it, and the median of several. Limits are of one
  * thread: reading memory larger than the caches, and fused multiply-adds of
  * vectors that stay in registers (2 FLOP an element). */
+#include "limits.h"
+
 #include "base/kernels.h"
 #include "base/random.h"
-#include "base/vector.h"
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+#include <string.h>
 
-enum { REGION = 1 << 28, COLS = 2048, BATCH = 128, SAMPLES = 7 };
-
-static volatile float sink;
-
-/* Processor time: what others take of the machine hardly counts. */
-static double seconds(void)
-{
-    return (double)clock() / CLOCKS_PER_SEC;
-}
-
-/* Eight streams, prefetched: one alone stays a fifth below. */
-static double read_limit(const unsigned char *p, size_t n)
-{
-    enum { STREAMS = 8, LINE = 64, AHEAD = 1024 };
-    size_t part = n / STREAMS;
-    VBits any, bits;
-    double start = seconds();
-    memset(&any, 0, sizeof any);
-    for (size_t i = 0; i + AHEAD < part; i += LINE)
-        for (size_t s = 0; s < STREAMS; s++) {
-            PREFETCH(p + part * s + i + AHEAD);
-            for (size_t j = 0; j < LINE; j += sizeof bits) {
-                memcpy(&bits, p + part * s + i + j, sizeof bits);
-                any |= bits;
-            }
-        }
-    start = seconds() - start;
-    memcpy((void *)&sink, &any, sizeof sink);
-    return (double)n / start;
-}
-
-static double fma_limit(void)
-{
-    enum { CHAINS = 12, STEPS = 500000 };
-    V a = v_splat(0.5f), b = v_splat(1), c0 = b, c1 = b, c2 = b, c3 = b;
-    V c4 = b, c5 = b, c6 = b, c7 = b, c8 = b, c9 = b, c10 = b, c11 = b;
-    double start = seconds();
-    for (int i = 0; i < STEPS; i++) {
-        c0 = v_fma(c0, a, b), c1 = v_fma(c1, a, b), c2 = v_fma(c2, a, b);
-        c3 = v_fma(c3, a, b), c4 = v_fma(c4, a, b), c5 = v_fma(c5, a, b);
-        c6 = v_fma(c6, a, b), c7 = v_fma(c7, a, b), c8 = v_fma(c8, a, b);
-        c9 = v_fma(c9, a, b), c10 = v_fma(c10, a, b), c11 = v_fma(c11, a, b);
-    }
-    start = seconds() - start;
-    a = v_fma(v_fma(c0, c1, c2), v_fma(c3, c4, c5), v_fma(c6, c7, c8));
-    a = v_fma(a, v_fma(c9, c10, c11), b);
-    sink = AT(a, 0);
-    return 2.0 * VW * CHAINS * STEPS / start;
-}
+enum { COLS = 2048, BATCH = 128, SAMPLES = 7 };
 
 /* Weights of unit size: a few thousand different ones over and over. In F8 one
  * code of 8192 is 0, about as in a quantised normal distribution. */
@@ -87,18 +40,6 @@ typedef struct {
     float *x, *y, *scales;
 } Bench;
 
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *a)
-{
-    qsort(a, SAMPLES, sizeof *a, ascending);
-    return a[SAMPLES / 2];
-}
-
 typedef void Product(float *y, size_t ldy, const float *x, size_t ldx,
                      size_t T, const Matrix *w);
 
@@ -114,15 +55,15 @@ static void measure(const char *name, const Bench *b, Product *f, Matrix w,
         double limit = T == 1 ? read_limit(b->region, REGION) : fma_limit();
         double work = T == 1 ? (double)bytes :
                                2.0 * (double)T * (double)(in * out);
-        double start = seconds();
+        double start = cpu_seconds();
         for (int j = 0; j < repeat; j++)
             f(b->y, out, b->x, in, T, &w);
-        speed[i] = work * repeat / (seconds() - start);
+        speed[i] = work * repeat / (cpu_seconds() - start);
         share[i] = speed[i] / limit;
     }
     printf("%-10s %-8s %5zu x %-5zu T %-4zu %6.1f %s  %.2f\n", name,
-           dtype_name(w.dtype), w.rows, w.cols, T, median(speed) * 1e-9,
-           T == 1 ? "GB/s   " : "GFLOP/s", median(share));
+           dtype_name(w.dtype), w.rows, w.cols, T, median(speed, SAMPLES) * 1e-9,
+           T == 1 ? "GB/s   " : "GFLOP/s", median(share, SAMPLES));
     fflush(stdout);
 }
 

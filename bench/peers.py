@@ -1,202 +1,262 @@
-"""peers.py: ./deepseek beside llama.cpp, one thread, in one run.
+"""peers.py: deepseek.c beside its peers, one thread, in turn, in one run.
 
-Makes a model of the shape in bench/304m.json with random weights, writes the
-same weights as GGUF, and lets both read a prompt of 128 tokens and then decode
-64, in turn, several times. Prints medians and their ratio. FP8 stands against
-Q8_0, which is as wide.
+Models of the shape in 304m.json with random weights, and the shipped one:
+llama.cpp reads the same weights from GGUF files written here (FP8 against
+Q8_0, which is as wide), transformers reads the directory itself. Text: Hugging
+Face's tokenizers. All are warm, in processes of their own that stay; runs
+alternate, so that each meets the same moods of the machine. Processor time;
+medians, and the median of the ratios of runs side by side.
 
-pip install -r bench/requirements.txt     (--no-binary llama-cpp-python builds
-python bench/peers.py [WORK] [--runs 5]    llama.cpp for this processor)
+    pip install -r bench/requirements.txt
+    make bench             builds what this asks, and runs it
+
+llama-cpp-python has to be built for this processor, or it is slower than it
+could be: CMAKE_ARGS=-DGGML_NATIVE=ON and --no-binary llama-cpp-python.
 """
 
 import argparse
-import json
-import re
+import os
 import statistics
 import subprocess
 import time
 from pathlib import Path
 
-import gguf
-import llama_cpp
-import ml_dtypes
-import numpy as np
+for name in "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS":
+    os.environ[name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 HERE = Path(__file__).resolve().parent
-PROMPT, NEW = 128, 64
+PROMPT, NEW = 128, 32
+IDS = [7919 * i % 4096 for i in range(1, PROMPT + 1)]
 KINDS = {"f32": "F32", "bf16": "BF16", "fp8": "Q8_0"}
+GOALS = {"decode f32": 1.4, "decode bf16": 1.8, "decode fp8 : Q8_0": 2}
+WORKS = "prefill", "decode"
 
 
-def make_model(program, config, path, dtype):
-    if not (path / "model.safetensors").exists():
-        subprocess.run([program, "init", config, "-o", path, "--dtype", dtype,
-                        "--std", "0.04"], check=True)
+class Ours:
+    """A program of bench/ that answers each line with figures."""
+
+    def __init__(self, *command):
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
+
+    def ask(self, line):
+        print(line, file=self.process.stdin, flush=True)
+        return [float(word) for word in self.process.stdout.readline().split()]
+
+    def prefill(self):
+        return self.ask(f"prefill:{PROMPT}")[0]
+
+    def decode(self):
+        return self.ask(f"decode:{PROMPT}")[0]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def read_tensors(path):
-    """Every weight as F32, FP8 times its scales."""
-    types = {"F32": np.float32, "BF16": ml_dtypes.bfloat16,
-             "F8_E4M3": ml_dtypes.float8_e4m3fn}
-    data = np.memmap(path / "model.safetensors", np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    raw, out = {}, {}
-    for name, entry in json.loads(bytes(data[8:start])).items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            raw[name] = data[start + begin:start + end].view(
-                types[entry["dtype"]]).reshape(entry["shape"])
-    for name, x in raw.items():
-        if name.endswith("_scale_inv"):
-            continue
-        y = x.astype(np.float32)
-        if name + "_scale_inv" in raw:
-            s = np.repeat(np.repeat(raw[name + "_scale_inv"], 128, 0), 128, 1)
-            y *= s[:y.shape[0], :y.shape[1]]
-        out[name] = y
-    return out
+class Llama:
+    name = "llama.cpp"
+
+    def __init__(self, gguf):
+        import llama_cpp
+        self.logits = llama_cpp.llama_get_logits_ith
+        self.llama = llama_cpp.Llama(
+            str(gguf), n_ctx=512, n_batch=512, n_ubatch=512, n_threads=1,
+            n_threads_batch=1, logits_all=False, verbose=False)
+
+    def prefill(self):
+        self.llama.reset()
+        start = time.process_time()
+        self.llama.eval(IDS)
+        return time.process_time() - start
+
+    def decode(self):
+        """Behind the prompt of the run before."""
+        start = time.process_time()
+        for i in range(NEW):
+            self.llama.eval([IDS[i]])
+        return time.process_time() - start
+
+    def next_token(self):
+        self.prefill()
+        logits = self.logits(self.llama.ctx, -1)
+        return max(range(self.llama.n_vocab()), key=lambda i: logits[i])
+
+    def close(self):
+        self.llama.close()
 
 
-def write_header(w, c):
-    s = c["rope_scaling"]
-    arch = "deepseek2."
-    numbers = {
-        "vocab_size": c["vocab_size"], "block_count": c["num_hidden_layers"],
-        "context_length": 4096, "embedding_length": c["hidden_size"],
-        "feed_forward_length": c["intermediate_size"],
-        "attention.head_count": c["num_attention_heads"],
-        "attention.head_count_kv": 1,
-        "attention.kv_lora_rank": c["kv_lora_rank"],
-        "attention.key_length": c["kv_lora_rank"] + c["qk_rope_head_dim"],
-        "attention.value_length": c["kv_lora_rank"],
-        "attention.key_length_mla":
-            c["qk_nope_head_dim"] + c["qk_rope_head_dim"],
-        "attention.value_length_mla": c["v_head_dim"],
-        "rope.dimension_count": c["qk_rope_head_dim"],
-        "leading_dense_block_count": c["first_k_dense_replace"],
-        "expert_count": c["n_routed_experts"],
-        "expert_used_count": c["num_experts_per_tok"],
-        "expert_feed_forward_length": c["moe_intermediate_size"],
-        "expert_shared_count": c["n_shared_experts"],
-        "expert_gating_func": 1,
-        "rope.scaling.original_context_length":
-            s["original_max_position_embeddings"],
-    }
-    floats = {
-        "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
-        "rope.freq_base": c["rope_theta"],
-        "expert_weights_scale": c["routed_scaling_factor"],
-        "rope.scaling.factor": s["factor"],
-        "rope.scaling.yarn_log_multiplier": 0.1 * s["mscale_all_dim"],
-    }
-    for key, value in numbers.items():
-        w.add_uint32(arch + key, value)
-    for key, value in floats.items():
-        w.add_float32(arch + key, float(value))
-    w.add_string(arch + "rope.scaling.type", "yarn")
-    w.add_string("tokenizer.ggml.model", "no_vocab")
+class Transformers:
+    name = "PyTorch"
+
+    def __init__(self, model, dtype):
+        import torch
+        import transformers
+        torch.set_num_threads(1)
+        transformers.utils.logging.set_verbosity_error()
+        self.torch = torch
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, dtype)).eval()
+
+    def run(self, ids, past):
+        with self.torch.inference_mode():
+            return self.model(
+                self.torch.tensor([ids]), past_key_values=past,
+                use_cache=True, logits_to_keep=1).past_key_values
+
+    def prefill(self):
+        start = time.process_time()
+        self.past = self.run(IDS, None)
+        return time.process_time() - start
+
+    def decode(self):
+        start = time.process_time()
+        for i in range(NEW):
+            self.past = self.run([IDS[i]], self.past)
+        return time.process_time() - start
+
+    def close(self):
+        self.model = self.past = None
 
 
-def gguf_tensors(c, t):
-    """GGUF's name and array for each weight, experts stacked."""
-    plain = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q",
-             "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
-             "self_attn.kv_a_layernorm": "attn_kv_a_norm",
-             "self_attn.o_proj": "attn_output",
-             "post_attention_layernorm": "ffn_norm",
-             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-             "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
-             "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
-             "mlp.shared_experts.up_proj": "ffn_up_shexp",
-             "mlp.shared_experts.down_proj": "ffn_down_shexp"}
-    yield "token_embd", t["model.embed_tokens.weight"]
-    yield "output_norm", t["model.norm.weight"]
-    yield "output", t["lm_head.weight"]
-    heads, nope = c["num_attention_heads"], c["qk_nope_head_dim"]
-    for layer in range(c["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        for theirs, ours in plain.items():
-            if at + theirs + ".weight" in t:
-                yield f"blk.{layer}.{ours}", t[at + theirs + ".weight"]
-        kv = t[at + "self_attn.kv_b_proj.weight"].reshape(
-            heads, nope + c["v_head_dim"], c["kv_lora_rank"])
-        yield f"blk.{layer}.attn_k_b", kv[:, :nope].transpose(0, 2, 1)
-        yield f"blk.{layer}.attn_v_b", kv[:, nope:]
-        for part in "gate", "up", "down":
-            names = [f"{at}mlp.experts.{e}.{part}_proj.weight"
-                     for e in range(c["n_routed_experts"])]
-            if names[0] in t:
-                yield (f"blk.{layer}.ffn_{part}_exps",
-                       np.stack([t[name] for name in names]))
+def row(what, unit, size, pairs, peer, goal=None):
+    """size/seconds of both, or ms if size is 0, and how many times as fast
+    ours is; pairs of seconds (ours, theirs)."""
+    ours, theirs = (statistics.median(p[i] for p in pairs) for i in (0, 1))
+    ratio = statistics.median(theirs / ours for ours, theirs in pairs)
+    goal = f"{goal:g}" if goal else "-"
+    ours, theirs = (size / x if size else 1e3 * x for x in (ours, theirs))
+    print(f"{what:32}{ours:10.1f}{theirs:10.1f} {unit:6}"
+          f"{ratio:6.2f}  goal {goal:5}{peer}", flush=True)
 
 
-def write_gguf(path, model, kind):
-    if path.exists():
-        return
-    c = json.loads((HERE / "304m.json").read_text())
-    w = gguf.GGUFWriter(path, "deepseek2")
-    write_header(w, c)
-    kind = gguf.GGMLQuantizationType[kind]
-    for name, x in gguf_tensors(c, read_tensors(model)):
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        small = x.ndim == 1 or name.endswith("ffn_gate_inp")
-        this = gguf.GGMLQuantizationType.F32 if small else kind
-        w.add_tensor(name + ".weight", gguf.quants.quantize(x, this),
-                     raw_dtype=this)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+def compare_model(title, ours, peer, runs, goals):
+    samples = {work: [] for work in WORKS}
+    for run in range(runs + 1):
+        for work in WORKS:
+            pair = getattr(ours, work)(), getattr(peer, work)()
+            if run:  # the first one warms
+                samples[work].append(pair)
+    for work in WORKS:
+        n = PROMPT if work == "prefill" else NEW
+        row(f"{work} {title}", "tok/s", n, samples[work], peer.name,
+            goals[work])
 
 
-def time_ours(program, model, ids):
-    """Tokens a second of the prompt and of decoding, as the program says."""
+def check_same(program, model, llama):
+    """The GGUF file is the same model: it says the same next token."""
     run = subprocess.run(
-        [program, "generate", model, "--ids", ",".join(map(str, ids)),
-         "--print-ids", "-n", str(NEW), "--temp", "0"],
+        [program, "generate", model, "--ids", ",".join(map(str, IDS)),
+         "--print-ids", "-n", "1", "--temp", "0"],
         check=True, capture_output=True, text=True)
-    return [float(x) for x in re.findall(r"([\d.]+) tok/s", run.stderr)]
+    if int(run.stdout) != llama.next_token():
+        raise SystemExit(f"{model}: llama.cpp says another token")
 
 
-def time_llama(llama, ids):
-    llama.reset()
-    start = time.perf_counter()
-    llama.eval(ids)
-    middle = time.perf_counter()
-    for i in range(NEW):
-        llama.eval([ids[i]])
-    end = time.perf_counter()
-    return [PROMPT / (middle - start), NEW / (end - middle)]
+def model_rows(a, title, model, gguf, kind, goals):
+    import to_gguf
+    ours = Ours(a.bench / "model", model)
+    if not gguf.exists():
+        to_gguf.write_gguf(gguf, model, kind)
+    peer = Llama(gguf)
+    if kind == "F32":
+        check_same(a.program, model, peer)
+    compare_model(title, ours, peer, a.runs, goals)
+    peer.close()
+    if "torch" in a.peers and kind != "Q8_0":
+        peer = Transformers(
+            model, "float32" if kind == "F32" else "bfloat16")
+        compare_model(title, ours, peer, min(a.runs, 3),
+                      {"prefill": None, "decode": None})
+    ours.close()
+
+
+def make_model(a, dtype):
+    path = a.work / dtype
+    if not (path / "model.safetensors").exists():
+        subprocess.run([a.program, "init", HERE / "304m.json", "-o", path,
+                        "--dtype", dtype, "--std", "0.04"], check=True)
+    return path
+
+
+def compare_models(a):
+    for dtype in filter(None, a.kinds.split(",")):
+        title = dtype + (" : Q8_0" if dtype == "fp8" else "")
+        model_rows(a, title, make_model(a, dtype),
+                   a.work / f"{KINDS[dtype]}.gguf", KINDS[dtype],
+                   {"prefill": 3, "decode": GOALS["decode " + title]})
+    shipped = HERE.parent / "models/stories"
+    model_rows(a, "models/stories", shipped, a.work / "stories.gguf", "BF16",
+               {"prefill": 3, "decode": 3})
+
+
+def seconds(work):
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def compare_text(ours, theirs, name, path, runs):
+    """The quicker of the two ways that tokenizers has: with offsets of the
+    tokens in the text, and without. decode() has one."""
+    text = path.read_bytes().decode()
+    size = len(text.encode()) / 1e6
+    ids = theirs.encode(text, add_special_tokens=False).ids
+    if ours.ask(f"encode {path}")[1] != len(ids):
+        raise SystemExit(f"{path}: tokenizers counts {len(ids)} tokens")
+    encode, decode = [], []
+    for _ in range(runs):
+        encode.append((ours.ask(f"encode {path}")[0], min(
+            seconds(lambda: theirs.encode(text, add_special_tokens=False)),
+            seconds(lambda: theirs.encode_batch_fast(
+                [text], add_special_tokens=False)))))
+        decode.append((ours.ask(f"decode {path}")[0], seconds(
+            lambda: theirs.decode(ids, skip_special_tokens=False))))
+    for what, pairs in ("encode", encode), ("decode", decode):
+        row(f"{what} {name} {path.name[:20]}", "MB/s", size, pairs,
+            "tokenizers", 2)
+
+
+def compare_tokenizers(a):
+    import tokenizers
+    for directory in a.tokenizers:
+        path = str(directory / "tokenizer.json")
+        theirs = tokenizers.Tokenizer.from_file(path)
+        ours = Ours(a.bench / "tokenizer", directory)
+        pairs = [(ours.ask("open")[0], seconds(
+            lambda: tokenizers.Tokenizer.from_file(path)))
+            for _ in range(a.runs)]
+        row(f"open {directory.name}", "ms", 0, pairs, "tokenizers")
+        for text in a.texts:
+            compare_text(ours, theirs, directory.name, text, a.text_runs)
+        ours.close()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    paths = {"nargs": "*", "type": Path}
     parser.add_argument("work", nargs="?", default="build/peers", type=Path)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--bench", default="build/bench", type=Path)
     parser.add_argument("--program", default="./deepseek")
+    parser.add_argument("--peers", default="llama,torch,tokenizers")
     parser.add_argument("--kinds", default="f32,bf16,fp8")
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--text-runs", type=int, default=3)
+    parser.add_argument("--tokenizers", **paths,
+                        default=[HERE.parent / "models/stories"])
+    parser.add_argument("--texts", **paths, default=[
+        HERE.parent / "tests/data/fairy_excerpt.txt"])
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
-    ids = [(7919 * i) % 8000 for i in range(1, PROMPT + 1)]
-    print(f"{'':22}{'deepseek.c':>12}{'llama.cpp':>12}{'ratio':>8}"
-          "   tok/s, medians")
-    for dtype in a.kinds.split(","):
-        model = a.work / dtype
-        make_model(a.program, HERE / "304m.json", model, dtype)
-        theirs = a.work / f"{KINDS[dtype]}.gguf"
-        write_gguf(theirs, model, KINDS[dtype])
-        llama = llama_cpp.Llama(
-            str(theirs), n_ctx=512, n_batch=512, n_ubatch=512, n_threads=1,
-            n_threads_batch=1, logits_all=False, verbose=False)
-        pairs = [(time_ours(a.program, model, ids), time_llama(llama, ids))
-                 for _ in range(a.runs)]
-        for i, what in enumerate(["prefill of 128", "decode"]):
-            ours = statistics.median(p[0][i] for p in pairs)
-            other = statistics.median(p[1][i] for p in pairs)
-            ratio = statistics.median(p[0][i] / p[1][i] for p in pairs)
-            against = dtype if dtype != "fp8" else "fp8 : Q8_0"
-            print(f"{what + ', ' + against:22}{ours:12.1f}{other:12.1f}"
-                  f"{ratio:8.2f}", flush=True)
-        del llama
+    print(f"{'':32}{'ours':>10}{'peer':>10}{'ratio':>13}")
+    if "llama" in a.peers:
+        compare_models(a)
+    if "tokenizers" in a.peers:
+        compare_tokenizers(a)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""to_gguf.py: a model directory as a GGUF file for llama.cpp.
+
+What peers.py needs and no more: V2-Lite's kind of model (no compressed query,
+softmax gate, YaRN), no tokenizer. kv_b_proj becomes the two parts that the
+absorbed form reads, W_UK transposed.
+
+llama.cpp tells V2-Lite by its 26 or 27 layers; of any other number it wants
+compressed queries. There q_proj becomes two random matrices with about as many
+weights in all: the same work, another function.
+"""
+
+import json
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+
+def read_tensors(path):
+    """Every weight as F32, FP8 times its scales."""
+    types = {"F32": np.float32, "BF16": ml_dtypes.bfloat16,
+             "F8_E4M3": ml_dtypes.float8_e4m3fn}
+    data = np.memmap(path / "model.safetensors", np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    raw, out = {}, {}
+    for name, entry in json.loads(bytes(data[8:start])).items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            raw[name] = data[start + begin:start + end].view(
+                types[entry["dtype"]]).reshape(entry["shape"])
+    for name, x in raw.items():
+        if name.endswith("_scale_inv"):
+            continue
+        y = x.astype(np.float32)
+        if name + "_scale_inv" in raw:
+            s = np.repeat(np.repeat(raw[name + "_scale_inv"], 128, 0), 128, 1)
+            y *= s[:y.shape[0], :y.shape[1]]
+        out[name] = y
+    return out
+
+
+def needs_query_rank(c):
+    return c["num_hidden_layers"] not in (26, 27)
+
+
+def query_rank(c):
+    """d_c' with which W_DQ and W_UQ have the size of q_proj, over 32."""
+    d = c["hidden_size"]
+    width = c["num_attention_heads"] * (
+        c["qk_nope_head_dim"] + c["qk_rope_head_dim"])
+    return -(-d * width // (d + width) // 32) * 32
+
+
+def stand_in_query(c, q_proj):
+    """GGUF's names and arrays in the place of attn_q."""
+    width, d = q_proj.shape
+    rank = query_rank(c)
+    draw = np.random.default_rng(1).normal
+    yield "attn_q_a", draw(0, d ** -0.5, (rank, d))
+    yield "attn_q_a_norm", np.ones(rank)
+    yield "attn_q_b", draw(0, rank ** -0.5, (width, rank))
+
+
+def write_header(w, c):
+    s = c["rope_scaling"]
+    arch = "deepseek2."
+    numbers = {
+        "vocab_size": c["vocab_size"], "block_count": c["num_hidden_layers"],
+        "context_length": 4096, "embedding_length": c["hidden_size"],
+        "feed_forward_length": c["intermediate_size"],
+        "attention.head_count": c["num_attention_heads"],
+        "attention.head_count_kv": 1,
+        "attention.kv_lora_rank": c["kv_lora_rank"],
+        "attention.key_length": c["kv_lora_rank"] + c["qk_rope_head_dim"],
+        "attention.value_length": c["kv_lora_rank"],
+        "attention.key_length_mla":
+            c["qk_nope_head_dim"] + c["qk_rope_head_dim"],
+        "attention.value_length_mla": c["v_head_dim"],
+        "rope.dimension_count": c["qk_rope_head_dim"],
+        "leading_dense_block_count": c["first_k_dense_replace"],
+        "expert_count": c["n_routed_experts"],
+        "expert_used_count": c["num_experts_per_tok"],
+        "expert_feed_forward_length": c["moe_intermediate_size"],
+        "expert_shared_count": c["n_shared_experts"],
+        "expert_gating_func": 1,
+        "rope.scaling.original_context_length":
+            s["original_max_position_embeddings"],
+    }
+    floats = {
+        "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
+        "rope.freq_base": c["rope_theta"],
+        "expert_weights_scale": c["routed_scaling_factor"],
+        "rope.scaling.factor": s["factor"],
+        "rope.scaling.yarn_log_multiplier": 0.1 * s["mscale_all_dim"],
+    }
+    if needs_query_rank(c):
+        numbers["attention.q_lora_rank"] = query_rank(c)
+    for key, value in numbers.items():
+        w.add_uint32(arch + key, value)
+    for key, value in floats.items():
+        w.add_float32(arch + key, float(value))
+    w.add_string(arch + "rope.scaling.type", "yarn")
+    w.add_string("tokenizer.ggml.model", "no_vocab")
+
+
+def gguf_tensors(c, t):
+    """GGUF's name and array for each weight, experts stacked."""
+    plain = {"input_layernorm": "attn_norm",
+             "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+             "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+             "self_attn.o_proj": "attn_output",
+             "post_attention_layernorm": "ffn_norm",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+             "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+             "mlp.shared_experts.gate_proj": "ffn_gate_shexp",
+             "mlp.shared_experts.up_proj": "ffn_up_shexp",
+             "mlp.shared_experts.down_proj": "ffn_down_shexp"}
+    yield "token_embd", t["model.embed_tokens.weight"]
+    yield "output_norm", t["model.norm.weight"]
+    if not c["tie_word_embeddings"]:
+        yield "output", t["lm_head.weight"]
+    heads, nope = c["num_attention_heads"], c["qk_nope_head_dim"]
+    for layer in range(c["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        q_proj = t[at + "self_attn.q_proj.weight"]
+        if needs_query_rank(c):
+            for name, x in stand_in_query(c, q_proj):
+                yield f"blk.{layer}.{name}", x
+        else:
+            yield f"blk.{layer}.attn_q", q_proj
+        for theirs, ours in plain.items():
+            if at + theirs + ".weight" in t:
+                yield f"blk.{layer}.{ours}", t[at + theirs + ".weight"]
+        kv = t[at + "self_attn.kv_b_proj.weight"].reshape(
+            heads, nope + c["v_head_dim"], c["kv_lora_rank"])
+        yield f"blk.{layer}.attn_k_b", kv[:, :nope].transpose(0, 2, 1)
+        yield f"blk.{layer}.attn_v_b", kv[:, nope:]
+        for part in "gate", "up", "down":
+            names = [f"{at}mlp.experts.{e}.{part}_proj.weight"
+                     for e in range(c["n_routed_experts"])]
+            if names[0] in t:
+                yield (f"blk.{layer}.ffn_{part}_exps",
+                       np.stack([t[name] for name in names]))
+
+
+def write_gguf(path, model, kind):
+    """The model of a directory as GGUF, its Linear weights of this kind."""
+    c = json.loads((model / "config.json").read_text())
+    w = gguf.GGUFWriter(path, "deepseek2")
+    write_header(w, c)
+    kind = gguf.GGMLQuantizationType[kind]
+    for name, x in gguf_tensors(c, read_tensors(model)):
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        small = x.ndim == 1 or name.endswith("ffn_gate_inp")
+        this = gguf.GGMLQuantizationType.F32 if small else kind
+        w.add_tensor(name + ".weight", gguf.quants.quantize(x, this),
+                     raw_dtype=this)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
