@@ -5,9 +5,9 @@
  *   logits = Head(RMSNorm(h))
  *
  * A Session is a model with a cache and one set of activations, which every
- * layer of a pass uses in turn. One table lists every buffer: its shape, the
- * name it has in a trace, when it exists; opening, the memory formula and
- * tracing walk it.
+ * layer of a pass uses in turn, MTP modules too (mtp.c runs them behind it).
+ * One table, in stages, lists every buffer: its shape, the name it has in a
+ * trace, when it exists; opening, the memory formula and tracing walk it.
  *
  * Invariants: this file composes and never touches a number of the model: it
  * hands pointers on, and reads back logits. The cache holds d_c + d_r numbers
@@ -32,18 +32,19 @@ typedef enum {
     ONE, TOKENS, CTX, LAYERS, ROWS_OUT, VOCAB, HIDDEN, PAIRS, Q_LORA, HEADS,
     D_QK, D_QUERY, D_CACHE, D_C, D_R, D_KV, D_V, BLOCK, SPAN, INTER, EXPERTS,
     EXPERTS_1, GROUPS, KEPT, TOPK, PICKS, MOE_INTER, SHARED_INTER, FFN_WIDEST,
-    FP8_INPUT, FP8_QUARTER, FP8_TILES, EXTENTS
+    HIDDEN_2, MODULES, FP8_INPUT, FP8_QUARTER, FP8_TILES, EXTENTS
 } Extent;
 
 /* When a buffer exists, and in which layers a trace shows it. */
 typedef enum {
     ALWAYS, WITH_Q_LORA, WITHOUT_Q_LORA, NAIVE, ABSORBED, DENSE, MOE, BIASED,
-    GROUPED, SHARED, TRACED, WITH_FP8
+    GROUPED, SHARED, TRACED, WITH_FP8, WITH_MODULES, COUNTED
 } When;
 
 /* A row allocates, or it shows what another row allocates. */
 typedef enum {
-    OWN, OWN_INT, OWN_HOST, SHOWN, CACHE_HEAD, CACHE_TAIL, QUERY_TAIL, MASKED
+    OWN, OWN_INT, OWN_HOST, SHOWN, CACHE_HEAD, CACHE_TAIL, QUERY_TAIL, MASKED,
+    ENORM, HNORM
 } Storage;
 
 typedef struct {
@@ -56,15 +57,24 @@ typedef struct {
 
 #define IN(field) offsetof(Session, field)
 
-static const Buffer model_buffers[] = {
+static const Buffer first_buffers[] = {
     {NULL, OWN, IN(cache), {LAYERS, CTX, D_CACHE}, ALWAYS},
     {"model.rotary_emb.cos", OWN, IN(cos), {TOKENS, ONE, PAIRS}, ALWAYS},
     {"model.rotary_emb.sin", OWN, IN(sin), {TOKENS, ONE, PAIRS}, ALWAYS},
     {"model.embed_tokens", OWN, IN(embed), {TOKENS, ONE, HIDDEN}, ALWAYS},
 };
 
-/* In the order of computation; the name follows "model.layers.L". */
-static const Buffer layer_buffers[] = {
+/* In the order of computation; the name follows "model.layers.L". Before an
+ * MTP module's block come its own. */
+static const Buffer pair_buffers[] = {
+    {NULL, OWN, IN(mtp.kept), {MODULES, ONE, HIDDEN}, WITH_MODULES},
+    {NULL, OWN, IN(mtp.pair), {TOKENS, ONE, HIDDEN_2}, WITH_MODULES},
+    {".enorm", ENORM, IN(mtp.pair), {TOKENS, ONE, HIDDEN}, WITH_MODULES},
+    {".hnorm", HNORM, IN(mtp.pair), {TOKENS, ONE, HIDDEN}, WITH_MODULES},
+    {".eh_proj", OWN, IN(mtp.h), {TOKENS, ONE, HIDDEN}, WITH_MODULES},
+};
+
+static const Buffer block_buffers[] = {
     {".input_layernorm", OWN, IN(acts.attn_norm), {TOKENS, ONE, HIDDEN},
      ALWAYS},
     {".self_attn.q_a_proj", OWN, IN(acts.mla.c_q_raw), {TOKENS, ONE, Q_LORA},
@@ -121,6 +131,7 @@ static const Buffer layer_buffers[] = {
     {".mlp.gate.topk_weights", OWN, IN(acts.moe.topk_weights),
      {TOKENS, ONE, TOPK}, MOE},
     {NULL, OWN_INT, IN(acts.moe.first), {ONE, ONE, EXPERTS_1}, MOE},
+    {NULL, OWN_HOST, IN(host_first), {ONE, ONE, EXPERTS_1}, COUNTED},
     {NULL, OWN_INT, IN(acts.moe.token), {ONE, ONE, PICKS}, MOE},
     {NULL, OWN, IN(acts.moe.row_weight), {ONE, ONE, PICKS}, MOE},
     {NULL, OWN, IN(acts.moe.x), {TOKENS, ONE, HIDDEN}, MOE},
@@ -144,13 +155,36 @@ static const Buffer layer_buffers[] = {
     {NULL, OWN, IN(acts.fp8.scales), {ONE, ONE, FP8_TILES}, WITH_FP8},
 };
 
-static const Buffer final_buffers[] = {
+static const Buffer mtp_norm_buffers[] = {
+    {".shared_head.norm", OWN, IN(mtp.norm), {TOKENS, ONE, HIDDEN},
+     WITH_MODULES},
+};
+
+static const Buffer last_buffers[] = {
     {"model.norm", OWN, IN(norm), {TOKENS, ONE, HIDDEN}, ALWAYS},
     {"logits", OWN, IN(logits), {ROWS_OUT, ONE, VOCAB}, ALWAYS},
     {NULL, OWN_HOST, IN(host_logits), {ROWS_OUT, ONE, VOCAB}, ALWAYS},
 };
 
+/* The name follows "mtp.K". */
+static const Buffer mtp_logits_buffers[] = {
+    {".logits", SHOWN, IN(logits), {ROWS_OUT, ONE, VOCAB}, WITH_MODULES},
+};
+
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
+#define TABLE(buffers) {buffers, LENGTH(buffers)}
+
+static const struct {
+    const Buffer *rows;
+    size_t n;
+} stages[] = {
+    [STAGE_FIRST] = TABLE(first_buffers),
+    [STAGE_PAIR] = TABLE(pair_buffers),
+    [STAGE_BLOCK] = TABLE(block_buffers),
+    [STAGE_MTP_NORM] = TABLE(mtp_norm_buffers),
+    [STAGE_LAST] = TABLE(last_buffers),
+    [STAGE_MTP_LOGITS] = TABLE(mtp_logits_buffers),
+};
 
 /* Bytes that the two score buffers may take: a block of tokens is as many as
  * fit, so that a long context does not need memory for a whole chunk. The
@@ -188,22 +222,13 @@ static size_t chunk_of(const Config *c, const SessionOptions *o)
     return chunk < o->ctx ? chunk : o->ctx;
 }
 
-static bool has_layer(const Config *c, bool moe)
+/* Whether a layer, or a module that runs, has experts (or has not). */
+static bool has_layer(const Config *c, const SessionOptions *o, bool moe)
 {
-    for (size_t l = 0; l < c->num_hidden_layers; l++)
+    for (size_t l = 0; l < c->num_hidden_layers + o->modules; l++)
         if (config_is_moe(c, l) == moe)
             return true;
     return false;
-}
-
-static bool has_dense(const Config *c)
-{
-    return has_layer(c, false);
-}
-
-static bool has_moe(const Config *c)
-{
-    return has_layer(c, true);
 }
 
 /* The largest input of a Linear layer: (T, widest), but kv_b_proj's, which is
@@ -221,6 +246,12 @@ static void plan_fp8(size_t n[EXTENTS])
                            product(n[CTX], fp8_blocks(n[D_C])));
 }
 
+/* Rows of a pass of T tokens that have logits. */
+static size_t logit_rows(const SessionOptions *o, size_t T)
+{
+    return o->logit_rows < 1 ? 1 : o->logit_rows < T ? o->logit_rows : T;
+}
+
 static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
 {
     size_t T = chunk_of(c, o), d_h = c->qk_nope_head_dim;
@@ -228,10 +259,12 @@ static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
     n[ONE] = 1;
     n[TOKENS] = T;
     n[CTX] = n[SPAN] = o->ctx;
-    n[LAYERS] = c->num_hidden_layers;
-    n[ROWS_OUT] = o->all_logits ? T : 1;
+    n[LAYERS] = c->num_hidden_layers + o->modules;
+    n[MODULES] = o->modules;
+    n[ROWS_OUT] = logit_rows(o, T);
     n[VOCAB] = c->vocab_size;
     n[HIDDEN] = c->hidden_size;
+    n[HIDDEN_2] = 2 * c->hidden_size;
     n[PAIRS] = d_r / 2;
     n[Q_LORA] = c->q_lora_rank;
     n[HEADS] = c->num_attention_heads;
@@ -252,7 +285,7 @@ static void plan(size_t n[EXTENTS], const Config *c, const SessionOptions *o)
     n[PICKS] = T * c->num_experts_per_tok;
     n[MOE_INTER] = c->moe_intermediate_size;
     n[SHARED_INTER] = c->n_shared_experts * c->moe_intermediate_size;
-    n[FFN_WIDEST] = n[SHARED_INTER] > n[INTER] || !has_dense(c)
+    n[FFN_WIDEST] = n[SHARED_INTER] > n[INTER] || !has_layer(c, o, false)
                         ? n[SHARED_INTER] : n[INTER];
     plan_fp8(n);
 }
@@ -275,29 +308,29 @@ static bool is_there(When when, const Config *c, const SessionOptions *o,
     case SHARED: return moe && c->n_shared_experts > 0;
     case TRACED: return o->trace != NULL;
     case WITH_FP8: return o->fp8;
+    case WITH_MODULES: return o->modules > 0;
+    case COUNTED: return moe && o->modules > 0;
     }
     return false;
 }
 
-/* Walks the rows that own memory: row i of all three tables, or NULL. */
+/* Walks the rows that own memory: row i of all tables, or NULL. */
 static const Buffer *owner(size_t i, const Config *c, const SessionOptions *o)
 {
-    const Buffer *b;
-    if (i < LENGTH(model_buffers))
-        b = &model_buffers[i];
-    else if (i < LENGTH(model_buffers) + LENGTH(layer_buffers))
-        b = &layer_buffers[i - LENGTH(model_buffers)];
-    else
-        b = &final_buffers[i - LENGTH(model_buffers)
-                           - LENGTH(layer_buffers)];
+    size_t stage = 0;
+    for (; i >= stages[stage].n; stage++)
+        i -= stages[stage].n;
+    const Buffer *b = &stages[stage].rows[i];
     return b->storage <= OWN_HOST
-                   && is_there(b->when, c, o, has_dense(c), has_moe(c))
+                   && is_there(b->when, c, o, has_layer(c, o, false),
+                               has_layer(c, o, true))
                ? b : NULL;
 }
 
 enum {
-    ALL_BUFFERS = LENGTH(model_buffers) + LENGTH(layer_buffers)
-                  + LENGTH(final_buffers)
+    ALL_BUFFERS = LENGTH(first_buffers) + LENGTH(pair_buffers)
+                  + LENGTH(block_buffers) + LENGTH(mtp_norm_buffers)
+                  + LENGTH(last_buffers) + LENGTH(mtp_logits_buffers)
 };
 
 static size_t elements(const Buffer *b, const size_t n[EXTENTS])
@@ -397,6 +430,9 @@ int session_open(Session *s, const Model *m, const SessionOptions *o,
     if (o->ctx < 1 || o->ctx > MAX_CTX)
         return fail(err, "context: wanted 1 to %d tokens, found %zu",
                     (int)MAX_CTX, o->ctx);
+    if (o->modules > m->n_mtp)
+        return fail(err, "MTP modules: wanted at most %zu, found %zu",
+                    m->n_mtp, o->modules);
     if (o->fp8 && check_fp8(m, o, err))
         return -1;
     if (rope_open(&s->rope, &m->config, err) || allocate_buffers(s, err)) {
@@ -435,11 +471,12 @@ typedef struct {
 } View;
 
 static View view_of(const Session *s, const Buffer *b, size_t layer,
-                    const size_t n[EXTENTS])
+                    size_t pos, const size_t n[EXTENTS])
 {
+    bool second = s->model->config.mtp_hidden_first == (b->storage == ENORM);
     const float *p = *pointer_of((Session *)s, b);
     size_t row = n[b->shape[2]];
-    size_t cached = (layer * n[CTX] + s->pos) * n[D_CACHE];
+    size_t cached = (layer * n[CTX] + pos) * n[D_CACHE];
     switch (b->storage) {
     case CACHE_HEAD:
         return (View){p + cached, n[D_CACHE], 0};
@@ -448,6 +485,8 @@ static View view_of(const Session *s, const Buffer *b, size_t layer,
     case QUERY_TAIL:
         return (View){p + n[D_QUERY] - n[D_R], n[HEADS] * n[D_QUERY],
                       n[D_QUERY]};
+    case ENORM: case HNORM:
+        return (View){p + second * row, n[HIDDEN_2], 0};
     default:
         return (View){p, n[b->shape[1]] * row, row};
     }
@@ -462,18 +501,17 @@ static void mask_tail(const Buffer *b, float *row, size_t from, size_t to)
 }
 
 static int trace_buffer(Session *s, const Buffer *b, const char *name,
-                        size_t layer, size_t T, Error *err)
+                        size_t layer, size_t T, size_t pos, Error *err)
 {
     size_t n[EXTENTS], d1, d2;
     plan(n, &s->model->config, &s->options);
     n[TOKENS] = T;
-    if (s->options.all_logits)
-        n[ROWS_OUT] = T;
+    n[ROWS_OUT] = logit_rows(&s->options, T);
     d1 = n[b->shape[1]];
     d2 = n[b->shape[2]];
     size_t rows = n[b->shape[0]];
     size_t shape[3] = {rows, d1 == 1 ? d2 : d1, d2};
-    View v = view_of(s, b, layer, n);
+    View v = view_of(s, b, layer, pos, n);
     float *copy = allocate(rows * d1, d2 * sizeof *copy, name, err);
     if (!copy)
         return -1;
@@ -482,7 +520,7 @@ static int trace_buffer(Session *s, const Buffer *b, const char *name,
         device_read(row, (const float *)v.start + i / d1 * v.stride0
                          + i % d1 * v.stride1, d2 * sizeof *row);
         if (b->storage == MASKED)
-            mask_tail(b, row, s->pos + T, d2);
+            mask_tail(b, row, pos + T, d2);
     }
     trace_put(s->options.trace, name, b->storage == OWN_INT ? DT_I32 : DT_F32,
               copy, d1 == 1 ? 2 : 3, shape);
@@ -490,28 +528,31 @@ static int trace_buffer(Session *s, const Buffer *b, const char *name,
     return 0;
 }
 
-static int trace_model(Session *s, const Buffer *b, size_t n, size_t T,
-                       Error *err)
+static void trace_name(char *name, size_t size, Stage stage, size_t layer,
+                       const Session *s, const char *after)
 {
-    for (size_t i = 0; s->options.trace && i < n; i++)
-        if (b[i].name && trace_wants(s->options.trace, b[i].name)
-            && trace_buffer(s, &b[i], b[i].name, 0, T, err))
-            return -1;
-    return 0;
+    size_t L = s->model->config.num_hidden_layers;
+    if (stage == STAGE_FIRST || stage == STAGE_LAST)
+        snprintf(name, size, "%s", after);
+    else if (stage == STAGE_MTP_LOGITS)
+        snprintf(name, size, "mtp.%zu%s", layer + 1 - L, after);
+    else
+        snprintf(name, size, "model.layers.%zu%s", layer, after);
 }
 
-static int trace_layer(Session *s, size_t layer, size_t T, Error *err)
+int session_trace(Session *s, Stage stage, size_t layer, size_t T,
+                  size_t pos, Error *err)
 {
     bool moe = s->model->layers[layer].is_moe;
-    for (size_t i = 0; s->options.trace && i < LENGTH(layer_buffers); i++) {
-        const Buffer *b = &layer_buffers[i];
+    for (size_t i = 0; s->options.trace && i < stages[stage].n; i++) {
+        const Buffer *b = &stages[stage].rows[i];
         char name[128];
         if (!b->name || !is_there(b->when, &s->model->config, &s->options,
                                   !moe, moe))
             continue;
-        snprintf(name, sizeof name, "model.layers.%zu%s", layer, b->name);
+        trace_name(name, sizeof name, stage, layer, s, b->name);
         if (trace_wants(s->options.trace, name)
-            && trace_buffer(s, b, name, layer, T, err))
+            && trace_buffer(s, b, name, layer, T, pos, err))
             return -1;
     }
     return 0;
@@ -519,7 +560,7 @@ static int trace_layer(Session *s, size_t layer, size_t T, Error *err)
 
 /* h + MLA(RMSNorm(h)) -> attn_residual */
 static void attention_block(Session *s, const float *h, size_t layer,
-                            size_t T)
+                            size_t T, size_t pos)
 {
     const Config *c = &s->model->config;
     const LayerWeights *w = &s->model->layers[layer];
@@ -530,7 +571,7 @@ static void attention_block(Session *s, const float *h, size_t layer,
     rmsnorm(a->attn_norm, d, h, d, T, &w->input_layernorm,
             (float)c->rms_norm_eps);
     (s->options.naive ? mla_naive : mla_absorbed)(
-        a->attn_out, a->attn_norm, &w->self_attn, c, T, s->pos, s->cos,
+        a->attn_out, a->attn_norm, &w->self_attn, c, T, pos, s->cos,
         s->sin, s->rope.softmax_scale, cache, &a->mla);
     add(a->attn_residual, h, a->attn_out, T * d);
 }
@@ -551,17 +592,57 @@ static void ffn_block(Session *s, size_t layer, size_t T)
     add(a->h, a->attn_residual, a->ffn_out, T * d);
 }
 
-static void output_head(Session *s, const float *h, size_t T)
+/* The experts that have rows in this pass. */
+static void count_experts(Session *s)
 {
-    const Model *m = s->model;
-    size_t d = m->config.hidden_size, V = m->config.vocab_size;
-    size_t rows = s->options.all_logits ? T : 1;
-    rmsnorm(s->norm, d, h, d, T, &m->norm, (float)m->config.rms_norm_eps);
-    matmul(s->logits, V, s->norm + (T - rows) * d, d, rows, &m->lm_head);
-    device_read(s->host_logits, s->logits, rows * V * sizeof *s->logits);
+    size_t N = s->model->config.n_routed_experts;
+    device_read(s->host_first, s->acts.moe.first,
+                (N + 1) * sizeof *s->host_first);
+    for (size_t e = 0; e < N; e++)
+        s->experts_read += s->host_first[e + 1] > s->host_first[e];
 }
 
-/* One chunk of T tokens at s->pos. Only a trace can fail. */
+int session_block(Session *s, const float *h, size_t layer, size_t T,
+                  size_t pos, Error *err)
+{
+    share_fp8(s);
+    attention_block(s, h, layer, T, pos);
+    ffn_block(s, layer, T);
+    if (s->options.modules && s->model->layers[layer].is_moe)
+        count_experts(s);
+    return session_trace(s, STAGE_BLOCK, layer, T, pos, err);
+}
+
+static int check_finite(const Session *s, size_t pos, Error *err)
+{
+    size_t V = s->model->config.vocab_size;
+    for (size_t i = 0; i < s->rows * V; i++)
+        if (!isfinite(s->host_logits[i]))
+            return model_find_not_finite(s->model, err)
+                       ? -1 : fail(err, "logit %zu of position %zu is %g,"
+                                   " wanted a finite number", i % V,
+                                   pos + i / V, (double)s->host_logits[i]);
+    return 0;
+}
+
+int session_head(Session *s, const float *h, const Matrix *head, size_t T,
+                 size_t pos, Error *err)
+{
+    size_t d = s->model->config.hidden_size;
+    size_t V = s->model->config.vocab_size;
+    s->rows = logit_rows(&s->options, T);
+    matmul(s->logits, V, h + (T - s->rows) * d, d, s->rows, head);
+    device_read(s->host_logits, s->logits, s->rows * V * sizeof *s->logits);
+    return check_finite(s, pos + T - s->rows, err);
+}
+
+const float *session_logits(const Session *s, size_t back)
+{
+    return s->host_logits
+           + (s->rows - 1 - back) * s->model->config.vocab_size;
+}
+
+/* One chunk of T tokens at s->pos. */
 static int forward_chunk(Session *s, const int32_t *ids, size_t T,
                          Progress *progress, double done, double total,
                          Error *err)
@@ -569,44 +650,33 @@ static int forward_chunk(Session *s, const int32_t *ids, size_t T,
     const Model *m = s->model;
     const float *h = s->embed;
     size_t d = m->config.hidden_size, L = m->config.num_hidden_layers;
-    share_fp8(s);
     rope_table(s->cos, s->sin, &s->rope, T, s->pos);
     for (size_t t = 0; t < T; t++)
         matrix_row(s->embed + t * d, &m->embed_tokens, (size_t)ids[t]);
-    if (trace_model(s, model_buffers, LENGTH(model_buffers), T, err))
+    if (session_trace(s, STAGE_FIRST, 0, T, s->pos, err))
         return -1;
     for (size_t l = 0; l < L; l++) {
-        attention_block(s, h, l, T);
-        ffn_block(s, l, T);
-        if (trace_layer(s, l, T, err))
+        if (session_block(s, h, l, T, s->pos, err))
             return -1;
         h = s->acts.h;
         progress_show(progress, done + (double)(T * (l + 1)) / (double)L,
                       total);
     }
-    output_head(s, h, T);
-    if (trace_model(s, final_buffers, LENGTH(final_buffers), T, err))
+    rmsnorm(s->norm, d, h, d, T, &m->norm, (float)m->config.rms_norm_eps);
+    if (session_head(s, s->norm, &m->lm_head, T, s->pos, err)
+        || session_trace(s, STAGE_LAST, 0, T, s->pos, err))
         return -1;
     s->pos += T;
     return 0;
 }
 
-static int check_finite(const Session *s, size_t T, Error *err)
+size_t session_chunk(const Session *s)
 {
-    size_t V = s->model->config.vocab_size;
-    size_t rows = s->options.all_logits ? T : 1;
-    for (size_t i = 0; i < rows * V; i++)
-        if (!isfinite(s->host_logits[i]))
-            return model_find_not_finite(s->model, err)
-                       ? -1 : fail(err, "logit %zu of position %zu is %g,"
-                                   " wanted a finite number", i % V,
-                                   s->pos - rows + i / V,
-                                   (double)s->host_logits[i]);
-    return 0;
+    return chunk_of(&s->model->config, &s->options);
 }
 
-static int check_input(const Session *s, const int32_t *ids, size_t n,
-                       Error *err)
+int session_check(const Session *s, const int32_t *ids, size_t n,
+                  Error *err)
 {
     size_t V = s->model->config.vocab_size;
     if (!n)
@@ -625,15 +695,14 @@ static int check_input(const Session *s, const int32_t *ids, size_t n,
 int session_forward(Session *s, const int32_t *ids, size_t n,
                     const char *what, Error *err)
 {
-    size_t chunk = chunk_of(&s->model->config, &s->options);
+    size_t chunk = session_chunk(s);
     Progress progress;
-    int failed = check_input(s, ids, n, err);
+    int failed = session_check(s, ids, n, err);
     progress_begin(&progress, what);
     for (size_t i = 0; i < n && !failed; i += chunk) {
         size_t T = n - i < chunk ? n - i : chunk;
         failed = forward_chunk(s, ids + i, T, &progress, (double)i,
-                               (double)n, err)
-                 || check_finite(s, T, err) ? -1 : 0;
+                               (double)n, err);
     }
     progress_end(&progress);
     return failed;
@@ -645,6 +714,21 @@ static bool is_stop(const GenerateOptions *o, int32_t id)
         if (o->stop[i] == id)
             return true;
     return false;
+}
+
+int generate_emit(const GenerateOptions *o, int32_t id, bool full,
+                  GenerateSink *sink, void *context, GenerateStats *stats,
+                  Error *err)
+{
+    int enough;
+    stats->stopped = is_stop(o, id);
+    if (stats->stopped)
+        return 1;
+    stats->new_tokens++;
+    enough = sink(context, id, err);
+    if (enough < 0)
+        return -1;
+    return enough || stats->new_tokens == o->n || full;
 }
 
 /* Sampling's memory: the candidates in order and their probabilities. */
@@ -669,17 +753,23 @@ static int generate_loop(Session *s, const GenerateOptions *o, Dice *dice,
                          GenerateStats *stats, Error *err)
 {
     for (;;) {
-        int32_t id = throw(dice, o, s->host_logits);
-        stats->stopped = is_stop(o, id);
-        if (stats->stopped)
-            return 0;
-        stats->new_tokens++;
-        int enough = sink(context, id, err);
-        if (enough || stats->new_tokens == o->n || s->pos == s->options.ctx)
-            return enough < 0 ? -1 : 0;
+        int32_t id = throw(dice, o, session_logits(s, 0));
+        int ended = generate_emit(o, id, s->pos == s->options.ctx, sink,
+                                  context, stats, err);
+        if (ended)
+            return ended < 0 ? -1 : 0;
         if (session_forward(s, &id, 1, NULL, err))
             return -1;
     }
+}
+
+int generate_check(const Session *s, const GenerateOptions *o, Error *err)
+{
+    size_t V = s->model->config.vocab_size;
+    if (o->vocabulary >= 1 && o->vocabulary <= V)
+        return 0;
+    return fail(err, "vocabulary: wanted 1 to vocab_size (%zu) tokens, found"
+                " %zu", V, o->vocabulary);
 }
 
 int generate(Session *s, const int32_t *prompt, size_t n,
@@ -690,12 +780,8 @@ int generate(Session *s, const int32_t *prompt, size_t n,
     Dice dice = {.random = random_seeded(o->seed)};
     int failed = -1;
     *stats = (GenerateStats){.prompt_tokens = n};
-    if (o->vocabulary < 1 || o->vocabulary > s->model->config.vocab_size)
-        return fail(err, "vocabulary: wanted 1 to vocab_size (%zu) tokens,"
-                    " found %zu", s->model->config.vocab_size,
-                    o->vocabulary);
-    if (s->options.all_logits)
-        return fail(err, "session: wanted one without all_logits");
+    if (generate_check(s, o, err))
+        return -1;
     dice.order = allocate(o->vocabulary, sizeof *dice.order, "sampling", err);
     dice.p = allocate(o->vocabulary, sizeof *dice.p, "sampling", err);
     if (dice.order && dice.p)
@@ -723,13 +809,14 @@ int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err)
 {
     size_t V = s->model->config.vocab_size;
-    size_t chunk = chunk_of(&s->model->config, &s->options);
+    size_t chunk = session_chunk(s);
     float *p = allocate(V, sizeof *p, "probabilities", err);
-    int failed = p ? check_input(s, ids, n, err) : -1;
+    int failed = p ? session_check(s, ids, n, err) : -1;
     Progress progress;
     *nats = 0;
-    if (!failed && !s->options.all_logits)
-        failed = fail(err, "session: wanted one with all_logits");
+    if (!failed && s->options.logit_rows < chunk)
+        failed = fail(err, "session: wanted one with logits of %zu rows,"
+                      " found %zu", chunk, s->options.logit_rows);
     progress_begin(&progress, what);
     for (size_t i = 0; i < n && !failed; i += chunk) {
         size_t T = n - i < chunk ? n - i : chunk;

@@ -1,6 +1,6 @@
 /* deepseek.h: DeepSeek-V2, V2-Lite and V3, one block a file.
  *
- *   main.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
+ *   main.c -> mtp.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
  *             config.c, model.c, checkpoint.c, cost.c --> fp8.c --> base/
  *             chat.c -> tokenizer.c ----------------> base/
  *
@@ -79,6 +79,10 @@ typedef struct {
     /* Where the sources disagree (docs/disputes.md); set by --reading. */
     bool latent_eps_from_config;  /* else 1e-6 whatever rms_norm_eps says */
     bool v2_norm_scales;          /* V2 with norm_topk_prob also scales */
+    bool mtp_hidden_first;        /* eh_proj takes [h; Emb], as V3 (21) says */
+    bool mtp_before_norm;         /* h^0 is taken before model.norm */
+    bool mtp_carry_raw;           /* h^k is carried before shared_head.norm */
+    bool mtp_zero_first;          /* Emb is 0 at position 0 */
 } Config;
 
 /* Reads config.json, or a directory that holds one. Both spellings, that of
@@ -427,13 +431,22 @@ typedef struct {
     Fp8Acts fp8;          /* of the Linear layer at hand */
 } BlockActs;
 
+/* What an MTP module has besides its block, one for all modules (mtp.c). */
+typedef struct {
+    float *pair;          /* (T, 2d) [RMSNorm(Emb); RMSNorm(h)] */
+    float *h;             /* (T, d)  M_k pair, into the block   */
+    float *norm;          /* (T, d)  h^k: after shared_head.norm */
+    float *kept;          /* (D, d)  a row of h^(k-1) that is still to run */
+} MtpActs;
+
 typedef struct {
     size_t ctx;           /* positions the cache holds */
     size_t chunk;         /* tokens of one pass; 0: 128, or fewer if ctx is */
     bool naive;           /* --mla naive */
     bool fp8;             /* --fp8 activations; asks for naive, FP8 weights */
     Fp8Scope fp8_scope;   /* 0, FP8_TILE: the paper's */
-    bool all_logits;      /* logits of every row, else of the last alone */
+    size_t logit_rows;    /* the last rows of a pass have logits; 0: one */
+    size_t modules;       /* MTP modules that run too: each has a cache */
     Trace *trace;         /* or NULL */
 } SessionOptions;
 
@@ -442,13 +455,17 @@ typedef struct {
     SessionOptions options;
     Rope rope;
     size_t pos;           /* tokens in the cache */
-    float *cache;         /* (layers, ctx, d_c+d_r) */
+    float *cache;         /* (layers and modules, ctx, d_c+d_r) */
     float *cos, *sin;     /* (T, d_r/2) */
     float *embed;         /* (T, d)  the embedding, then h */
     BlockActs acts;       /* one, for all layers */
+    MtpActs mtp;
     float *norm;          /* (T, d)  after model.norm */
-    float *logits;        /* (T or 1, V) */
+    size_t rows;          /* of logits, the last ones of the last pass */
+    float *logits;        /* (rows, V) */
     float *host_logits;   /* the same, read back */
+    int32_t *host_first;  /* (N+1) with modules: moe.first, read back */
+    uint64_t experts_read;  /* with modules: those that ran, in all passes */
 } Session;
 
 int session_open(Session *s, const Model *m, const SessionOptions *o,
@@ -456,14 +473,40 @@ int session_open(Session *s, const Model *m, const SessionOptions *o,
 void session_close(Session *s);
 /* Bytes that session_open allocates: the printed formula. */
 size_t session_bytes(const Config *c, const SessionOptions *o);
-/* Runs n ids after those in the cache, in chunks; logits of the last (or of
- * all rows of the last chunk) are in host_logits. Refuses ids outside the
- * vocabulary and a context that would overflow. what: for the progress line
- * on a terminal, or NULL for none. */
+/* Runs n ids after those in the cache, in chunks; logits of the last rows of
+ * the last chunk are in host_logits. Refuses ids outside the vocabulary and a
+ * context that would overflow. what: for the progress line on a terminal, or
+ * NULL for none. */
 int session_forward(Session *s, const int32_t *ids, size_t n,
                     const char *what, Error *err);
+/* What session_forward refuses, before anything runs. */
+int session_check(const Session *s, const int32_t *ids, size_t n,
+                  Error *err);
+/* Tokens of one pass at most. */
+size_t session_chunk(const Session *s);
+/* The logits of the row that is `back` rows before the last. */
+const float *session_logits(const Session *s, size_t back);
 /* Forgets all but the first `pos` tokens. */
 void session_rewind(Session *s, size_t pos);
+
+/* The parts of a pass, for modules that run behind it. One layer on rows of
+ * positions pos … pos+T-1, whose cos and sin are at hand: h (T, d) -> acts.h.
+ * MTP modules are the layers from num_hidden_layers on. Only a trace can
+ * fail. */
+int session_block(Session *s, const float *h, size_t layer, size_t T,
+                  size_t pos, Error *err);
+/* Logits of the last rows of h (T, d), which has had its norm, into
+ * host_logits; refuses one that is not finite. pos: of the first row. */
+int session_head(Session *s, const float *h, const Matrix *head, size_t T,
+                 size_t pos, Error *err);
+
+/* The tables of what a trace shows, in the order of a pass. */
+typedef enum {
+    STAGE_FIRST, STAGE_PAIR, STAGE_BLOCK, STAGE_MTP_NORM, STAGE_LAST,
+    STAGE_MTP_LOGITS
+} Stage;
+int session_trace(Session *s, Stage stage, size_t layer, size_t T,
+                  size_t pos, Error *err);
 
 typedef struct {
     Sampler sampler;
@@ -485,9 +528,16 @@ typedef int GenerateSink(void *context, int32_t id, Error *err);
 int generate(Session *s, const int32_t *prompt, size_t n,
              const GenerateOptions *o, GenerateSink *sink, void *context,
              GenerateStats *stats, Error *err);
+/* What generate refuses of its options. */
+int generate_check(const Session *s, const GenerateOptions *o, Error *err);
+/* Emits one id, unless it stops the text: 1 where the text ends here, 0 where
+ * it goes on, -1 for the sink's error. full: the context has no room. */
+int generate_emit(const GenerateOptions *o, int32_t id, bool full,
+                  GenerateSink *sink, void *context, GenerateStats *stats,
+                  Error *err);
 
 /* -ln p of each id given those before it, summed: nats over n-1 ids. Needs a
- * session with all_logits. */
+ * session with the logits of every row. */
 int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err);
 

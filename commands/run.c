@@ -175,7 +175,7 @@ int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
         .chunk = a->chunk,
         .naive = a->mla == 1 || (a->fp8 == 1 && !given(a, O_MLA)),
         .fp8 = a->fp8 == 1,
-        .all_logits = all_logits,
+        .logit_rows = all_logits ? SIZE_MAX : 1,
         .trace = trace
     };
     if (session_open(&r->session, &r->model, &o, err) != 0)

@@ -67,7 +67,7 @@ static float *all_logits(const Case *c, bool naive, size_t chunk)
 {
     float *logits = test_alloc(c->T * c->V, sizeof *logits);
     Session s = open_session(&c->model, (SessionOptions){
-        .ctx = c->T, .chunk = chunk, .naive = naive, .all_logits = true});
+        .ctx = c->T, .chunk = chunk, .naive = naive, .logit_rows = SIZE_MAX});
     for (size_t t = 0; t < c->T; t += chunk) {
         size_t n = c->T - t < chunk ? c->T - t : chunk;
         forward(&s, c->ids + t, n);
@@ -116,7 +116,7 @@ static void check_trace(const Case *c, bool naive, const char *in)
     size_t compared = 0;
     assert_non_null(trace);
     Session s = open_session(&c->model, (SessionOptions){
-        .ctx = c->T, .naive = naive, .all_logits = true, .trace = trace});
+        .ctx = c->T, .naive = naive, .logit_rows = SIZE_MAX, .trace = trace});
     forward(&s, c->ids, c->T);
     session_close(&s);
     must(trace_close(trace, &err), &err);
@@ -290,7 +290,7 @@ static void traced(const Case *c, bool naive, size_t chunk, const char *path,
     Trace *trace = trace_open(path, true, NULL, &err);
     assert_non_null(trace);
     Session s = open_session(&c->model, (SessionOptions){
-        .ctx = c->T, .chunk = chunk, .naive = naive, .all_logits = true,
+        .ctx = c->T, .chunk = chunk, .naive = naive, .logit_rows = SIZE_MAX,
         .trace = trace});
     forward(&s, c->ids, c->T);
     if (logits)
@@ -496,7 +496,7 @@ static void check_bytes(const Config *c, bool naive, size_t ctx, size_t chunk,
                         bool all)
 {
     SessionOptions o = {.ctx = ctx, .chunk = chunk, .naive = naive,
-                        .all_logits = all};
+                        .logit_rows = all ? SIZE_MAX : 1};
     size_t T = chunk ? chunk : 128;
     double row = 2.0 * (double)c->num_attention_heads * (double)ctx * 4;
     double B = floor(2 * 1048576 / row);
@@ -536,7 +536,7 @@ static void test_no_memory(void **state)
     Case c;
     Error err;
     Session s;
-    SessionOptions o = {.ctx = 8, .chunk = SIZE_MAX, .all_logits = true};
+    SessionOptions o = {.ctx = 8, .chunk = SIZE_MAX, .logit_rows = SIZE_MAX};
     (void)state;
     case_open(&c, "k1-v2-lite");
     c.model.config.num_hidden_layers = SIZE_MAX / 16;
@@ -571,7 +571,7 @@ static void check_nll(const char *name, size_t chunk)
     for (size_t t = 0; t + 1 < c.T; t++)
         want += direct_nll(logits + t * c.V, c.V, c.ids[t + 1]);
     Session s = open_session(&c.model, (SessionOptions){
-        .ctx = c.T, .chunk = chunk, .all_logits = true});
+        .ctx = c.T, .chunk = chunk, .logit_rows = SIZE_MAX});
     must(session_nll(&s, c.ids, c.T, &nats, NULL, &err), &err);
     /* Each of T terms: the sum of V exponentials rounded to float, and its
      * reciprocal: some 2^-22. */
@@ -600,10 +600,10 @@ static void test_nll_refuses(void **state)
     case_open(&c, "k1-v2-lite");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 8});
     must_fail(session_nll(&s, c.ids, 4, &nats, NULL, &err), &err,
-              "session: wanted one with all_logits");
+              "session: wanted one with logits of 8 rows, found 0");
     session_close(&s);
     s = open_session(&c.model, (SessionOptions){.ctx = 8, .chunk = 2,
-                                                .all_logits = true});
+                                                .logit_rows = SIZE_MAX});
     must_fail(session_nll(&s, bad, 3, &nats, NULL, &err), &err,
               "id 2 of the input: wanted 0 to 63 (vocab_size - 1), found 99");
     must_fail(session_nll(&s, c.ids, 9, &nats, NULL, &err), &err,
@@ -741,11 +741,6 @@ static void test_generation_refuses(void **state)
     assert_int_equal(sink.n, 2);
     must_fail(generate(&s, c.ids, 4, &o, refuse, NULL, &stats, &err), &err,
               "no more room");
-    session_close(&s);
-    s = open_session(&c.model, (SessionOptions){.ctx = 40,
-                                                .all_logits = true});
-    must_fail(generate(&s, c.ids, 4, &o, take, &sink, &stats, &err), &err,
-              "session: wanted one without all_logits");
     session_close(&s);
     case_close(&c);
 }

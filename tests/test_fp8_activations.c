@@ -49,7 +49,8 @@ static float *all_logits(const Case *c, SessionOptions o)
     Session s;
     Error err;
     o.ctx = c->T;
-    o.naive = o.all_logits = true;
+    o.naive = true;
+    o.logit_rows = SIZE_MAX;
     must(session_open(&s, &c->model, &o, &err), &err);
     for (size_t t = 0; t < c->T; t += o.chunk) {
         size_t n = c->T - t < o.chunk ? c->T - t : o.chunk;
@@ -68,7 +69,7 @@ static void check_trace(const Case *c, const char *in)
     Error err;
     Trace *trace = trace_open(path, true, NULL, &err);
     SessionOptions o = {.ctx = c->T, .naive = true, .fp8 = true,
-                        .all_logits = true, .trace = trace};
+                        .logit_rows = SIZE_MAX, .trace = trace};
     Session s;
     assert_non_null(trace);
     must(session_open(&s, &c->model, &o, &err), &err);
