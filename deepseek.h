@@ -541,6 +541,69 @@ int generate_emit(const GenerateOptions *o, int32_t id, bool full,
 int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err);
 
+/* mtp.c: multi-token prediction, drafting -------------- V3 §2.2, §5.4.3 */
+
+enum { MAX_DRAFTS = 16 };
+
+/* Refuses a model that has not so many modules, and says what is missing. */
+int mtp_check(const Model *m, size_t modules, Error *err);
+/* What drafting K tokens asks of a session: modules, their caches, logits of
+ * K+1 rows and passes that hold them. Refuses as mtp_check. */
+int mtp_options(SessionOptions *o, const Model *m, size_t drafts,
+                Error *err);
+
+/* A session with its modules. */
+typedef struct {
+    Session *session;
+    size_t drafts;       /* K: tokens drafted a step; 0: a trace */
+    bool best;           /* drafts are a module's best token, not sampled */
+    int32_t *ids;        /* (ctx+1) all tokens by position, then drafts */
+    size_t *row;         /* (D)    of each module, the first not yet final */
+    size_t states;       /* position of the first main state still at hand */
+    uint32_t *order;     /* (V)    sampling's: candidates, */
+    float *p;            /* (V)    their probabilities */
+    float *q;            /* (K, V) what each draft was drawn from */
+    Random random;
+} Mtp;
+
+int mtp_open(Mtp *m, Session *s, size_t drafts, bool best, Error *err);
+void mtp_close(Mtp *m);
+/* session_forward, and every module behind each pass. In a trace each gets
+ * its logits too. */
+int mtp_prompt(Mtp *m, const int32_t *ids, size_t n, const char *what,
+               Error *err);
+/* Puts `next` behind the tokens of the cache and n <= K drafts behind it:
+ * m->ids[pos+1] …; n = 0 only lets the modules catch up. */
+int mtp_draft(Mtp *m, int32_t next, size_t n, const GenerateOptions *o,
+              Error *err);
+/* Forgets all but the first `pos` tokens of the cache and a few more, which
+ * the modules have to see again; returns how many are left. */
+size_t mtp_rewind(Mtp *m, size_t pos);
+
+/* The rule of lossless drafts: a draft x, drawn from q, is kept with
+ * probability min(1, p(x)/q(x)) … */
+double draft_acceptance(double p, double q);
+/* … else another token is drawn from max(0, p - q), normalised. order, p: the
+ * `kept` candidates of p, then those of the result, whose number is returned;
+ * q by id. 0 where nothing is left but rounding: then p itself will do. */
+size_t draft_residual(uint32_t *order, float *p, size_t kept, const float *q);
+
+typedef struct {
+    size_t steps, tokens;  /* with K drafts each, and what they gave */
+    size_t tried[MAX_DRAFTS], accepted[MAX_DRAFTS];  /* by position */
+    size_t plain_steps;    /* with none */
+    double draft_seconds;  /* of modules, all steps */
+    double step_seconds, plain_seconds;     /* of such steps */
+    uint64_t step_experts, plain_experts;   /* the main model read in them */
+} MtpStats;
+
+/* As generate, and the same greedy text bit for bit; sampled text has the
+ * same distribution. Adds to drafted. Every 16th step has no drafts, for
+ * comparison. The cache holds nothing, or what mtp_rewind left. */
+int mtp_generate(Mtp *m, const int32_t *prompt, size_t n,
+                 const GenerateOptions *o, GenerateSink *sink, void *context,
+                 GenerateStats *stats, MtpStats *drafted, Error *err);
+
 /* cost.c: parameters, bytes, FLOPs ------------ V2 Table 1, V3 §4.2, §3.2 */
 
 typedef struct {
