@@ -200,9 +200,9 @@ def seconds(work):
 
 
 def compare_text(ours, theirs, name, path, runs):
-    """The quicker of the two ways that tokenizers has: with offsets of the
-    tokens in the text, and without. decode() has one."""
+    """The quickest of three ways that tokenizers has to encode."""
     text = path.read_bytes().decode()
+    lines = text.splitlines(keepends=True)
     size = len(text.encode()) / 1e6
     ids = theirs.encode(text, add_special_tokens=False).ids
     if ours.ask(f"encode {path}")[1] != len(ids):
@@ -212,7 +212,9 @@ def compare_text(ours, theirs, name, path, runs):
         encode.append((ours.ask(f"encode {path}")[0], min(
             seconds(lambda: theirs.encode(text, add_special_tokens=False)),
             seconds(lambda: theirs.encode_batch_fast(
-                [text], add_special_tokens=False)))))
+                [text], add_special_tokens=False)),
+            seconds(lambda: theirs.encode_batch_fast(
+                lines, add_special_tokens=False)))))
         decode.append((ours.ask(f"decode {path}")[0], seconds(
             lambda: theirs.decode(ids, skip_special_tokens=False))))
     for what, pairs in ("encode", encode), ("decode", decode):
