@@ -2,38 +2,53 @@
  *
  * A directory is a Hugging Face one: model.safetensors, config.json,
  * generation_config.json, and the tokenizer's files copied along. The walk of
- * model.c says which tensors there are; what fills them is drawn (model_init).
+ * model.c says which tensors there are. A source fills them, F8_BLOCK rows at
+ * a time: random numbers (model_init) or another model (model_quantize); each
+ * strip is encoded for the file and written.
  *
- * Invariants: a tensor's values depend on its name and the seed alone. A
- * directory is whole or not there: an error removes what was written, and
- * without force nothing that exists is touched.
+ * Invariants: a drawn tensor depends on its name and the seed alone. Memory
+ * does not grow with the model. A directory is whole or not there: an error
+ * removes what was written, and without force nothing that exists is touched.
  *
- * Not here: reading (model.c), the container (base/safetensors.c). */
+ * Not here: reading (model.c), the container (base/safetensors.c), E4M3 and
+ * its scales (fp8.c). */
 #include "deepseek.h"
 
 #include "base/os.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* What model_init writes: each tensor of the walk, an FP8 weight followed by
- * its scales, which stay here until their turn. */
-typedef struct {
+typedef struct Draft Draft;
+
+/* Fills values with rows r … r+rows-1 of a tensor, asked for in order. */
+typedef int Source(Draft *d, const TensorInfo *info, size_t r, size_t rows,
+                   Error *err);
+
+/* What is written: each tensor of the walk, an FP8 weight followed by its
+ * scales, which stay here until their turn. */
+struct Draft {
     const Config *config;
+    const char *from;    /* the config.json that tokenizer files lie beside */
+    Source *source;
     TensorInfo *infos;   /* (n): of the tensor, or of the weight of a scale */
     StSpec *specs;       /* (n) */
     char (*names)[160];  /* (n) */
     size_t n;
     DType dtype;
+    bool ue8m0;          /* the scales to write */
+    Random random;       /* drawn: the stream of the tensor at hand */
     uint64_t seed;
     float std;
+    Model *model;        /* or NULL: where values are read */
     float *values;       /* F8_BLOCK rows of the widest tensor */
     void *coded;         /* the same, converted */
     float *scales;       /* of the weight just written */
     double done, total;  /* elements */
     Progress progress;
-} Draft;
+};
 
 static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
                        bool scale_of)
@@ -52,12 +67,14 @@ static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
 /* Two passes: the first counts, the second fills the specs. */
 static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
 {
-    TensorWalk walk = tensor_walk(d->config, NULL);
+    TensorWalk walk = tensor_walk(d->config, d->model);
     TensorInfo info;
     while (tensor_next(&walk, &info)) {
         DType dtype = tensor_dtype(&info, d->dtype);
         size_t grid = fp8_blocks(info.rows) * fp8_blocks(info.cols);
         bool f8 = dtype == DT_F8_E4M3;
+        if (d->model && !info.slot->data)
+            continue;    /* of an MTP layer that is not there */
         *n += f8 ? 2 : 1;
         *widest = info.cols > *widest ? info.cols : *widest;
         *scales = f8 && grid > *scales ? grid : *scales;
@@ -113,28 +130,96 @@ static Random stream_of(const TensorInfo *info, uint64_t seed)
     return random_seeded(hash ^ seed);
 }
 
-static void draw(const Draft *d, const TensorInfo *info, Random *r, size_t n)
+static int draw(Draft *d, const TensorInfo *info, size_t r, size_t rows,
+                Error *err)
 {
+    size_t n = rows * info->cols;
+    (void)err;
+    if (r == 0)
+        d->random = stream_of(info, d->seed);
     if (info->kind == TENSOR_BIAS)
         memset(d->values, 0, n * sizeof *d->values);
     else if (info->kind == TENSOR_NORM)
         for (size_t i = 0; i < n; i++)
             d->values[i] = 1;
     else
-        random_normal(r, d->values, n, d->std);
+        random_normal(&d->random, d->values, n, d->std);
+    return 0;
 }
 
-/* n values, `rows` whole rows, in the dtype of the file. */
-static const void *encode(const Draft *d, DType dtype, size_t row,
-                          size_t rows, size_t cols)
+/* code·scale as a float that rounds to BF16 as the exact product would: of the
+ * two floats around it the one whose last bit is 1 (round to odd). */
+static float product_to_odd(float code, float scale)
 {
+    double exact = (double)code * (double)scale;
+    float x = (float)exact;
+    uint32_t bits = f32_bits(x);
+    if ((double)x == exact)
+        return x;
+    return f32_from_bits((bits - (fabs((double)x) > fabs(exact))) | 1);
+}
+
+/* Row r of an FP8 weight; w is a whole tensor. */
+static void row_to_odd(float *x, const Matrix *w, size_t r)
+{
+    const uint8_t *codes = (const uint8_t *)w->data + r * w->stride;
+    const char *scales = (const char *)w->scale
+                         + r / F8_BLOCK * fp8_blocks(w->cols) * sizeof *x;
+    for (size_t k = 0; k < w->cols; k++) {
+        float s;
+        memcpy(&s, scales + k / F8_BLOCK * sizeof s, sizeof s);
+        x[k] = product_to_odd(e4m3_decode(codes[k]), s);
+    }
+}
+
+/* Numbers from the middle between BF16's greatest and the next on would become
+ * infinite. */
+static int check_row(const Draft *d, const TensorInfo *info, size_t r,
+                     const float *x, Error *err)
+{
+    for (size_t k = 0; k < info->cols; k++)
+        if (!(fabsf(x[k]) < 0x1.ffp127f))
+            return fail(err, "%s: %s: element (%zu, %zu) is %g, wanted a"
+                        " finite BF16 number", d->model->files.paths[
+                            st_find(&d->model->files, info->name)->file],
+                        info->name, r, k, (double)x[k]);
+    return 0;
+}
+
+static int read_rows(Draft *d, const TensorInfo *info, size_t r, size_t rows,
+                     Error *err)
+{
+    bool odd = d->dtype == DT_BF16 && info->slot->dtype == DT_F8_E4M3;
+    for (size_t i = 0; i < rows; i++) {
+        float *row = d->values + i * info->cols;
+        (odd ? row_to_odd : matrix_row)(row, info->slot, r + i);
+        if (check_row(d, info, r + i, row, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* True where codes and scales of the model are those to write. */
+static bool stays(const Draft *d, const TensorInfo *info)
+{
+    return d->model && d->dtype == DT_F8_E4M3
+           && info->slot->dtype == DT_F8_E4M3
+           && d->ue8m0 == d->model->config.scale_fmt_ue8m0;
+}
+
+/* The values, `rows` whole rows, in the dtype of the file. */
+static const void *encode(const Draft *d, const TensorInfo *info, DType dtype,
+                          size_t row, size_t rows)
+{
+    size_t cols = info->cols;
     uint16_t *half = d->coded;
     if (dtype == DT_F32)
         return d->values;
+    if (dtype == DT_F8_E4M3 && stays(d, info))
+        return (const uint8_t *)info->slot->data + row * cols;
     if (dtype == DT_F8_E4M3)
         fp8_quantize(d->coded, d->scales + row / F8_BLOCK * fp8_blocks(cols),
-                     d->values, cols, rows, cols, FP8_BLOCK,
-                     d->config->scale_fmt_ue8m0);
+                     d->values, cols, rows, cols, FP8_BLOCK, d->ue8m0);
     else
         for (size_t i = 0; i < rows * cols; i++)
             half[i] = dtype == DT_F16 ? f16_from_f32(d->values[i])
@@ -147,14 +232,14 @@ static int draft_fill(void *context, size_t i, StSink *sink, Error *err)
     Draft *d = context;
     const TensorInfo *info = &d->infos[i];
     const StSpec *spec = &d->specs[i];
-    Random random = stream_of(info, d->seed);
     if (i > 0 && strcmp(info->name, d->infos[i - 1].name) == 0)
-        return st_put(sink, d->scales, spec->shape[0] * spec->shape[1], err);
+        return st_put(sink, stays(d, info) ? info->slot->scale : d->scales,
+                      spec->shape[0] * spec->shape[1], err);
     for (size_t r = 0; r < info->rows; r += F8_BLOCK) {
         size_t rows = info->rows - r < F8_BLOCK ? info->rows - r : F8_BLOCK;
         size_t n = rows * info->cols;
-        draw(d, info, &random, n);
-        if (st_put(sink, encode(d, spec->dtype, r, rows, info->cols), n, err))
+        if (d->source(d, info, r, rows, err)
+            || st_put(sink, encode(d, info, spec->dtype, r, rows), n, err))
             return -1;
         d->done += (double)n;
         progress_show(&d->progress, d->done, d->total);
@@ -162,20 +247,17 @@ static int draft_fill(void *context, size_t i, StSink *sink, Error *err)
     return 0;
 }
 
-static int write_weights(const Config *c, const char *path, bool force,
-                         DType dtype, uint64_t seed, double std, Error *err)
+static int write_weights(Draft *d, const char *path, bool force, Error *err)
 {
     static const char *const metadata[] = {"format", "pt", NULL};
-    Draft d = {.config = c, .dtype = dtype, .seed = seed,
-               .std = (float)std};
-    int failed = draft_open(&d, err);
+    int failed = draft_open(d, err);
     if (!failed) {
-        progress_begin(&d.progress, "writing weights");
-        failed = st_write(path, force, d.specs, d.n, metadata, draft_fill, &d,
-                          err);
-        progress_end(&d.progress);
+        progress_begin(&d->progress, "writing weights");
+        failed = st_write(path, force, d->specs, d->n, metadata, draft_fill,
+                          d, err);
+        progress_end(&d->progress);
     }
-    draft_close(&d);
+    draft_close(d);
     return failed;
 }
 
@@ -201,18 +283,18 @@ static int copy_beside(const char *config_path, const char *name,
     return failed;
 }
 
-static const char *const init_names[] = {
+static const char *const names[] = {
     "model.safetensors", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
 
-enum { INIT_FILES = sizeof init_names / sizeof *init_names };
+enum { FILES = sizeof names / sizeof *names };
 
 /* Every file's path; without force none of them may exist. */
-static int init_paths(char *paths[INIT_FILES], const char *dir, bool force,
+static int make_paths(char *paths[FILES], const char *dir, bool force,
                       Error *err)
 {
-    for (int i = 0; i < INIT_FILES; i++) {
-        paths[i] = path_join(dir, init_names[i], err);
+    for (int i = 0; i < FILES; i++) {
+        paths[i] = path_join(dir, names[i], err);
         if (!paths[i])
             return -1;
         if (!force && path_exists(paths[i]))
@@ -221,25 +303,54 @@ static int init_paths(char *paths[INIT_FILES], const char *dir, bool force,
     return 0;
 }
 
-int model_init(const Config *c, const char *config_path, const char *dir,
-               bool force, DType dtype, uint64_t seed, double std, Error *err)
+/* A model's own configs are copied; drawn weights get new ones. */
+static int write_configs(const Draft *d, char *paths[FILES], bool force,
+                         Error *err)
 {
-    char *paths[INIT_FILES] = {0};
+    if (d->model)
+        return config_copy(d->from, d->dtype, d->ue8m0, paths[1], force, err)
+               || copy_beside(d->from, names[2], paths[2], force, err);
+    return config_write(d->config, d->dtype, paths[1], force, err)
+           || config_write_generation(d->config, paths[2], force, err);
+}
+
+static int write_directory(Draft *d, const char *dir, bool force, Error *err)
+{
+    char *paths[FILES] = {0};
     bool existed = path_is_dir(dir);
-    int failed = init_paths(paths, dir, force, err);
+    int failed = make_paths(paths, dir, force, err);
     if (!failed && !(failed = make_dir(dir, err))) {
-        failed = write_weights(c, paths[0], force, dtype, seed, std, err)
-                 || config_write(c, dtype, paths[1], force, err)
-                 || config_write_generation(c, paths[2], force, err);
-        for (int i = 3; i < INIT_FILES && !failed; i++)
-            failed = copy_beside(config_path, init_names[i], paths[i], force,
-                                 err);
-        for (int i = 0; i < INIT_FILES && failed && !force; i++)
+        failed = write_weights(d, paths[0], force, err)
+                 || write_configs(d, paths, force, err);
+        for (int i = 3; i < FILES && !failed; i++)
+            failed = copy_beside(d->from, names[i], paths[i], force, err);
+        for (int i = 0; i < FILES && failed && !force; i++)
             remove(paths[i]);  /* none was there before */
         if (failed && !existed)
             remove(dir);
     }
-    for (int i = 0; i < INIT_FILES; i++)
+    for (int i = 0; i < FILES; i++)
         free(paths[i]);
     return failed ? -1 : 0;
+}
+
+int model_init(const Config *c, const char *config_path, const char *dir,
+               bool force, DType dtype, uint64_t seed, double std, Error *err)
+{
+    Draft d = {.config = c, .from = config_path, .source = draw,
+               .dtype = dtype, .ue8m0 = c->scale_fmt_ue8m0, .seed = seed,
+               .std = (float)std};
+    return write_directory(&d, dir, force, err);
+}
+
+int model_quantize(const Model *m, const char *from, const char *dir,
+                   bool force, DType dtype, bool ue8m0, Error *err)
+{
+    Model copy = *m;
+    char *config = path_join(from, names[1], err);
+    Draft d = {.config = &copy.config, .from = config, .source = read_rows,
+               .dtype = dtype, .ue8m0 = ue8m0, .model = &copy};
+    int failed = config ? write_directory(&d, dir, force, err) : -1;
+    free(config);
+    return failed;
 }

@@ -617,6 +617,16 @@ static void add_token_ids(Text *t, const Config *c)
     }
 }
 
+/* The official layout's: blocks of F8_BLOCK, inputs quantised as they come. */
+static void add_quantization(Text *t, bool ue8m0)
+{
+    text_printf(t, "  \"quantization_config\": {\n"
+                "    \"activation_scheme\": \"dynamic\",\n"
+                "    \"fmt\": \"e4m3\",\n    \"quant_method\": \"fp8\""
+                ",\n%s    \"weight_block_size\": [128, 128]\n  },\n",
+                ue8m0 ? "    \"scale_fmt\": \"ue8m0\",\n" : "");
+}
+
 static const char *const torch_names[] = {"float32", "float16", "bfloat16",
                                           "bfloat16"};
 
@@ -645,12 +655,7 @@ static void add_config(Text *t, const Config *c, DType dtype)
     add_rope(t, c, true);
     add_token_ids(t, c);
     if (dtype == DT_F8_E4M3)
-        text_printf(t, "  \"quantization_config\": {\n"
-                    "    \"activation_scheme\": \"dynamic\",\n"
-                    "    \"fmt\": \"e4m3\",\n    \"quant_method\": \"fp8\""
-                    ",\n%s    \"weight_block_size\": [128, 128]\n  },\n",
-                    c->scale_fmt_ue8m0
-                        ? "    \"scale_fmt\": \"ue8m0\",\n" : "");
+        add_quantization(t, c->scale_fmt_ue8m0);
     text_printf(t, "  \"hidden_act\": \"silu\",\n"
                 "  \"attention_bias\": false,\n"
                 "  \"attention_dropout\": 0.0,\n"
@@ -674,6 +679,56 @@ int config_write(const Config *c, DType dtype, const char *path, bool force,
     Text t = {0};
     add_config(&t, c, dtype);
     return write_text(path, force, &t, err);
+}
+
+/* The members as they stand, but for those that say how weights are stored. */
+static void copy_members(Text *t, const Json *json)
+{
+    static const char *const stored[] = {"torch_dtype", "dtype",
+                                         "quantization_config"};
+    const JsonNode *key = json_first(json, json->nodes), *value;
+    for (; key; key = json_next(json, json->nodes, value)) {
+        bool keep = true;
+        value = json_next(json, json->nodes, key);
+        for (size_t i = 0; i < LENGTH(stored); i++)
+            keep = keep && !json_equals(json, key, stored[i]);
+        bool quoted = json_type(value) == JSON_STRING;
+        if (keep)
+            text_printf(t, "  \"%.*s\": %s%.*s%s,\n", (int)key->length,
+                        json->text + key->start, quoted ? "\"" : "",
+                        (int)value->length, json->text + value->start,
+                        quoted ? "\"" : "");
+    }
+}
+
+static int copy_config(Text *t, const char *from, const File *file,
+                       DType dtype, bool ue8m0, Error *err)
+{
+    Json json;
+    if (json_parse(&json, from, (const char *)file->data, file->size, err))
+        return -1;
+    text_printf(t, "{\n");
+    copy_members(t, &json);
+    json_free(&json);
+    if (dtype == DT_F8_E4M3)
+        add_quantization(t, ue8m0);
+    text_printf(t, "  \"torch_dtype\": \"%s\",\n  \"dtype\": \"%s\"\n}\n",
+                torch_names[dtype], torch_names[dtype]);
+    return 0;
+}
+
+int config_copy(const char *from, DType dtype, bool ue8m0, const char *path,
+                bool force, Error *err)
+{
+    Text t = {0};
+    File file;
+    if (file_open(&file, from, err))
+        return -1;
+    int failed = copy_config(&t, from, &file, dtype, ue8m0, err)
+                 || write_text(path, force, &t, err);
+    text_free(&t);
+    file_close(&file);
+    return failed ? -1 : 0;
 }
 
 int config_write_generation(const Config *c, const char *path, bool force,

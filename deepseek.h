@@ -92,6 +92,11 @@ int config_read(Config *c, const char *path, Error *err);
 /* Writes config.json with both spellings. dtype: of the weights beside it. */
 int config_write(const Config *c, DType dtype, const char *path, bool force,
                  Error *err);
+/* Copies a config.json that config_read has taken, with every key it has, but
+ * those that say how weights are stored: these say dtype and, with F8_E4M3,
+ * the kind of scales. */
+int config_copy(const char *from, DType dtype, bool ue8m0, const char *path,
+                bool force, Error *err);
 /* Writes generation_config.json: BOS, EOS, greedy. */
 int config_write_generation(const Config *c, const char *path, bool force,
                             Error *err);
@@ -196,6 +201,15 @@ int model_find_not_finite(const Model *m, Error *err);
 int model_init(const Config *c, const char *config_path, const char *dir,
                bool force, DType dtype, uint64_t seed, double std,
                Error *err);
+/* A new directory with the weights of m, which was opened from `from`.
+ * F8_E4M3: the official layout, Linear weights in FP8 with scales of 128×128,
+ * the rest BF16; ue8m0: those scales are powers of two. BF16: no FP8 at all,
+ * code·scale rounded once. FP8 weights whose scales are of the wanted kind by
+ * their config keep codes and scales. A number that is not finite, or would
+ * not be in BF16, is refused by name. Needs 128 rows of the widest tensor,
+ * whatever the model's size. */
+int model_quantize(const Model *m, const char *from, const char *dir,
+                   bool force, DType dtype, bool ue8m0, Error *err);
 
 /* rope.c: decoupled RoPE and YaRN ------------- V2 §2.1.3, §3.1.4; V3 §4.3 */
 

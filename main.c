@@ -60,6 +60,12 @@ static const Option options[O_COUNT] = {
         "for one"},
     [O_DTYPE] = {"--dtype", OPTION_CHOICE, AT(dtype), "f32|f16|bf16|fp8", 0,
         0, "how to store the weights; default: as the config says"},
+    [O_TO] = {"--to", OPTION_CHOICE, AT(to), "fp8|bf16", 0, 0,
+        "how to store the Linear weights; default fp8"},
+    [O_SCALE_FMT] = {"--scale-fmt", OPTION_CHOICE, AT(scale_fmt), "ue8m0|f32",
+        0, 0,
+        "scales that are powers of two, as V3.1's, or any number; default: as "
+        "the model has them, else f32"},
     [O_STD] = {"--std", OPTION_NUMBER, AT(std), "X", 0, 1e3,
         "standard deviation of the weights; default 0.006, the papers'"},
     [O_MLA] = {"--mla", OPTION_CHOICE, AT(mla), "absorbed|naive", 0, 0,
@@ -173,6 +179,17 @@ static const Command commands[] = {
         "files beside the config go along. The same seed gives the same "
         "files.",
      .run = run_init},
+    {.name = "quantize", .operands = "DIR", .least = 1, .most = 1,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_TO) | BIT(O_SCALE_FMT),
+     .also = BIT(O_OUTPUT),
+     .summary = "write a model with FP8 weights, or without",
+     .text =
+        "Writes the model to another directory: Linear weights in FP8 with a "
+        "scale for 128 x 128 of them, as DeepSeek publishes V3, the rest in "
+        "BF16; with --to bf16 all of it in BF16. FP8 weights stay as they are "
+        "unless --scale-fmt asks for other scales. config.json keeps its other "
+        "keys; generation_config.json and tokenizer files go along.",
+     .run = run_quantize},
 };
 
 static const Program program = {

@@ -21,7 +21,7 @@ struct Arguments {
     size_t n, top_k, ctx, chunk;   /* ctx, chunk: 0 by default */
     uint64_t seed;
     double temperature, top_p, std;
-    int mla, fp8, chat_template, dtype; /* which word of the option */
+    int mla, fp8, chat_template, dtype, to, scale_fmt; /* which word */
     bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
 };
 
@@ -29,8 +29,8 @@ struct Arguments {
 enum {
     O_PROMPT, O_IDS, O_NEW, O_TEMP, O_TOP_K, O_TOP_P, O_SEED, O_PRINT_IDS,
     O_NO_PROMPT, O_TEMPLATE, O_SYSTEM, O_THINK, O_DECODE, O_JSONL, O_BOS,
-    O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_STD, O_MLA, O_FP8, O_CTX, O_CHUNK,
-    O_READING, O_JSON, O_COUNT
+    O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO, O_SCALE_FMT, O_STD, O_MLA,
+    O_FP8, O_CTX, O_CHUNK, O_READING, O_JSON, O_COUNT
 };
 
 /* True where the option was on the command line. */
@@ -44,6 +44,7 @@ int run_tokenize(const Arguments *a, Error *err);
 int run_trace(const Arguments *a, Error *err);
 int run_diff(const Arguments *a, Error *err);
 int run_init(const Arguments *a, Error *err);
+int run_quantize(const Arguments *a, Error *err);
 
 /* run.c ------------------------------------------------------------------ */
 
