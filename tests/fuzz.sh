@@ -41,6 +41,8 @@ seeds() {
     esac
 }
 
+memory=/tmp
+[ -w /dev/shm ] && memory=/dev/shm
 failed=0
 for source in tests/fuzz/*.c; do
     name=$(basename "$source" .c)
@@ -49,13 +51,15 @@ for source in tests/fuzz/*.c; do
     # shellcheck disable=SC2086
     clang -std=c99 $options -fsanitize=fuzzer -I. "$source" \
         "$root/library.a" -lm -o "$root/fuzz-$name" || exit 1
+    FUZZ_DIR=$(mktemp -d -p "$memory" deepseek-fuzz.XXXXXX) || exit 1
+    export FUZZ_DIR
     # shellcheck disable=SC2046
     "$root/fuzz-$name" -max_total_time="$seconds" -timeout=2 \
         -rss_limit_mb=500 -max_len=65536 -print_final_stats=1 \
         -dict=tests/fuzz/dictionary -artifact_prefix="$root/found/$name/" \
         "$root/corpus/$name" $(seeds "$name") >"$root/$name.log" 2>&1
     status=$?
-    rm -rf /dev/shm/fuzz-* /tmp/fuzz-*
+    rm -rf "$FUZZ_DIR"
     echo "$name: $(sed -n 's/^stat::number_of_executed_units: *//p' \
         "$root/$name.log") runs, $(sed -n 's/.*\(cov: [0-9]*\).*/\1/p' \
         "$root/$name.log" | tail -1)"
