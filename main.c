@@ -179,6 +179,19 @@ static const Command commands[] = {
         "files beside the config go along. The same seed gives the same "
         "files.",
      .run = run_init},
+    {.name = "fp8", .operands = "accumulation | formats DIR FILE", .least = 1,
+     .most = 3, .options = MODEL_BITS | BIT(O_SEED),
+     .summary = "measure what numbers of few bits cost",
+     .text =
+        "fp8 accumulation prints how far sums of FP8 products are off: summed "
+        "as this program does, and as the tensor cores of V3's GPUs do, with "
+        "and without promotion to F32 (V3, section 3.3.2). fp8 formats runs "
+        "the text in FILE, '-' being standard input, through a model and "
+        "prints how far its activations would be off if they were stored or "
+        "sent in each of several formats, in tiles of 128 (V3, section "
+        "3.3.3). A text longer than the context, 512 tokens without --ctx, "
+        "runs window by window.",
+     .run = run_fp8},
     {.name = "quantize", .operands = "DIR", .least = 1, .most = 1,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_TO) | BIT(O_SCALE_FMT),
      .also = BIT(O_OUTPUT),
