@@ -107,18 +107,18 @@ PLAIN_DECODER(decode_any_f8, load_f8)
 
 /* Adding 0x78 to the low seven bits of a code carries into the eighth from 8
  * on, where the exponent field is not 0; adding 1 only from 0x7f, which is
- * NaN. */
+ * NaN. The last vector of a row may overlap the one before. */
 bool f8_all_normal(const unsigned char *p, size_t row, size_t rows, size_t n)
 {
     const uint64_t each = 0x0101010101010101, top = 0x80 * each;
     VBits normal, codes;
     uint64_t parts[sizeof normal / sizeof(uint64_t)], all = top;
     memset(&normal, 0xff, sizeof normal);
-    if (n % sizeof codes != 0)
+    if (n < sizeof codes)
         return false;
     for (; rows > 0; rows--, p += row)
         for (size_t i = 0; i < n; i += sizeof codes) {
-            memcpy(&codes, p + i, sizeof codes);
+            memcpy(&codes, p + least(i, n - sizeof codes), sizeof codes);
             codes &= 0x7f * each;
             normal &= (codes + 0x78 * each) & ~(codes + each);
         }
@@ -131,13 +131,10 @@ bool f8_all_normal(const unsigned char *p, size_t row, size_t rows, size_t n)
 static void decode_f8(float *restrict out, size_t step,
                       const unsigned char *restrict p, size_t n)
 {
-    for (size_t i = 0; i < n; i += F8_BLOCK, out += F8_BLOCK / LANES * step) {
-        size_t m = least(F8_BLOCK, n - i);
-        if (f8_all_normal(p + i, 0, 1, m))
-            decode_normal_f8(out, step, p + i, m);
-        else
-            decode_any_f8(out, step, p + i, m);
-    }
+    if (f8_all_normal(p, 0, 1, n))
+        decode_normal_f8(out, step, p, n);
+    else
+        decode_any_f8(out, step, p, n);
 }
 
 static void decode_whole(float *out, size_t step, DType type,
