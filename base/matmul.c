@@ -13,11 +13,12 @@
  * run ahead by itself. */
 #include "tile.h"
 
-#define LANES_OF(r, t) (lanes + (t) * TILE + (r) * LANES + s)
-#define TAKE(r, t) V c##r##t = v_load(LANES_OF(r, t));
-#define PARK(r, t) v_store(LANES_OF(r, t), c##r##t);
-#define ADD(r, t) \
-    v_store(LANES_OF(r, t), v_fma(c##r##t, factor, v_load(LANES_OF(r, t))));
+#define OF(lanes, r, t) (lanes + (t) * TILE + (r) * LANES + s)
+#define TAKE(r, t) V c##r##t = v_load(OF(from, r, t));
+#define PARK(r, t) v_store(OF(lanes, r, t), c##r##t);
+#define ADD(r, t)                                                       \
+    v_store(OF(lanes, r, t),                                            \
+            v_fma(c##r##t, factor, v_load(OF(from, r, t))));
 #define TAKE_ROW(C, r) C(TAKE, r)
 #define PARK_ROW(C, r) C(PARK, r)
 #define ADD_ROW(C, r) { V factor = v_splat(factors[r]); C(ADD, r) }
@@ -26,10 +27,10 @@
 #define STEP_ROW(C, r) \
     { V row = v_load_once(w + k * R + (r) * LANES + s); C(FMA, r) }
 
-/* lanes[t][r] += w[r]·x[t] over n columns, a multiple of 16, not 0 (do: with a
- * for gcc keeps copies of all accumulators). */
+/* lanes[t][r] = from[t][r] + w[r]·x[t] over n columns, a multiple of 16, not 0
+ * (do: with a for gcc keeps copies of all accumulators). */
 #define MULTIPLY(name, C)                                               \
-    NOINLINE static void name(float *restrict lanes,                    \
+    NOINLINE static void name(float *lanes, const float *from,          \
                               const float *restrict w,                  \
                               const float *restrict x, size_t ldx,      \
                               size_t n)                                 \
@@ -47,7 +48,7 @@
 
 /* The same for a block of 128 columns or less that has a factor each row. */
 #define MULTIPLY_BLOCK(name, C)                                         \
-    NOINLINE static void name(float *restrict lanes,                    \
+    NOINLINE static void name(float *lanes, const float *from,          \
                               const float *restrict w,                  \
                               const float *restrict x, size_t ldx,      \
                               size_t n, const float *restrict factors)  \
@@ -70,30 +71,31 @@ MULTIPLY_BLOCK(multiply_block1, COLUMNS1)
 MULTIPLY_BLOCK(multiply_block2, COLUMNS2)
 MULTIPLY_BLOCK(multiply_block3, COLUMNS3)
 
-static void multiply(float *lanes, const float *w, const float *x, size_t ldx,
-                     size_t T, size_t n)
+static void multiply(float *lanes, const float *from, const float *w,
+                     const float *x, size_t ldx, size_t T, size_t n)
 {
     if (T == 1)
-        multiply1(lanes, w, x, ldx, n);
+        multiply1(lanes, from, w, x, ldx, n);
     else if (T == 2)
-        multiply2(lanes, w, x, ldx, n);
+        multiply2(lanes, from, w, x, ldx, n);
     else
-        multiply3(lanes, w, x, ldx, n);
+        multiply3(lanes, from, w, x, ldx, n);
 }
 
-/* factors (n/128, R) */
-static void multiply_blocks(float *lanes, const float *w, const float *x,
-                            size_t ldx, size_t T, size_t n,
+/* The same; factors (n/128, R). */
+static void multiply_blocks(float *lanes, const float *from, const float *w,
+                            const float *x, size_t ldx, size_t T, size_t n,
                             const float *factors)
 {
     for (size_t k = 0; k < n; k += F8_BLOCK, w += F8_BLOCK * R, factors += R) {
         size_t m = least(F8_BLOCK, n - k);
         if (T == 1)
-            multiply_block1(lanes, w, x + k, ldx, m, factors);
+            multiply_block1(lanes, from, w, x + k, ldx, m, factors);
         else if (T == 2)
-            multiply_block2(lanes, w, x + k, ldx, m, factors);
+            multiply_block2(lanes, from, w, x + k, ldx, m, factors);
         else
-            multiply_block3(lanes, w, x + k, ldx, m, factors);
+            multiply_block3(lanes, from, w, x + k, ldx, m, factors);
+        from = lanes;
     }
 }
 
@@ -126,36 +128,39 @@ static void fill(Panel *panel, const Matrix *w, size_t r, size_t k, size_t n)
     }
 }
 
-/* lanes[t] += panel·x[t] over n columns from k on; k is a multiple of 128. */
-static void multiply_panel(float *lanes, const Panel *panel, size_t k,
-                           const float *x, size_t ldx, size_t T, size_t n)
+/* lanes[t] = from[t] + panel·x[t] over n > 0 columns from k on; k is a multiple
+ * of 128. */
+static void multiply_panel(float *lanes, const float *from,
+                           const Panel *panel, size_t k, const float *x,
+                           size_t ldx, size_t T, size_t n)
 {
     const float *w = panel->w + k * R;
-    if (n == 0)
-        return;
     if (panel->scaled)
-        multiply_blocks(lanes, w, x, ldx, T, n,
+        multiply_blocks(lanes, from, w, x, ldx, T, n,
                         panel->factors + k / F8_BLOCK * R);
     else
-        multiply(lanes, w, x, ldx, T, n);
+        multiply(lanes, from, w, x, ldx, T, n);
 }
 
-/* lanes[t] += panel·x[t] for up to 3 t. Rows of x end with their matrix, so
- * that a last run of less than 16 must be copied to be padded; its whole
- * block of 128 is, for that takes one factor. */
-static void tile(float *lanes, const Panel *panel, const float *x, size_t ldx,
-                 size_t T)
+/* lanes[t] = from[t] + panel·x[t] for up to 3 t. Rows of x end with their
+ * matrix, so that a last run of less than 16 must be copied to be padded; its
+ * whole block of 128 is, for that takes one factor. */
+static void tile(float *lanes, const float *from, const Panel *panel,
+                 const float *x, size_t ldx, size_t T)
 {
     ALIGNED float padded[COLUMNS * F8_BLOCK];
     size_t rest = panel->n % LANES == 0 ? 0 : panel->n % F8_BLOCK;
     size_t n = panel->n - rest;
-    multiply_panel(lanes, panel, 0, x, ldx, T, n);
+    if (n > 0) {
+        multiply_panel(lanes, from, panel, 0, x, ldx, T, n);
+        from = lanes;
+    }
     if (rest == 0)
         return;
     memset(padded, 0, sizeof padded);
     for (size_t t = 0; t < T; t++)
         memcpy(padded + t * F8_BLOCK, x + t * ldx + n, rest * sizeof *x);
-    multiply_panel(lanes, panel, n, padded, F8_BLOCK, T,
+    multiply_panel(lanes, from, panel, n, padded, F8_BLOCK, T,
                    (rest + LANES - 1) / LANES * LANES);
 }
 
@@ -221,6 +226,7 @@ static Ahead next_panel(const Matrix *w, size_t r, size_t end, size_t begin,
 static void product(float *y, size_t ldy, const float *x, size_t ldx,
                     size_t T, const Matrix *w, size_t begin, size_t end)
 {
+    ALIGNED static const float zeros[COLUMNS * TILE];
     ALIGNED float parked[GROUPS * TOKENS * TILE];
     ALIGNED Panel panel;
     size_t depth = panel_depth(w), cols = w->cols;
@@ -234,9 +240,8 @@ static void product(float *y, size_t ldy, const float *x, size_t ldx,
                 size_t m = least(COLUMNS, T - t);
                 float *lanes = parked + ((r - begin) / R * T + t) * step;
                 prefetch_some(&ahead, lines + 1);
-                if (k == 0)
-                    memset(lanes, 0, m * TILE * sizeof *lanes);
-                tile(lanes, &panel, x + t * ldx + k, ldx, m);
+                tile(lanes, k == 0 ? zeros : lanes, &panel, x + t * ldx + k,
+                     ldx, m);
                 for (size_t j = 0; k + depth >= cols && j < m; j++)
                     fold(y + (t + j) * ldy + r, lanes + j * TILE,
                          least(R, end - r));
@@ -264,7 +269,9 @@ enum {
 #define STEP_BF16(C, r)                                                 \
     PREFETCH(p + (r) / SLICES * row + ahead + k * sizeof(uint16_t));    \
     STEP_STORED(r, v_load_bf16, sizeof(uint16_t))
-#define STEP_F8(C, r) STEP_STORED(r, v_load_normal_f8, 1)
+#define STEP_F8(C, r)                                                   \
+    PREFETCH(p + (r) / SLICES * row + ahead + k);                       \
+    STEP_STORED(r, v_load_normal_f8, 1)
 
 #define PART(r) (lanes + (r) * VW)
 #define PUT_PART(C, r) v_store(PART(r), c##r##0);
@@ -290,14 +297,14 @@ enum {
 MULTIPLY_STORED(multiply_f32, STEP_F32)
 MULTIPLY_STORED(multiply_bf16, STEP_BF16)
 
-/* lanes[r] += factors[r] (w[r]·x) over 128 columns of normal F8 codes. */
+/* lanes[r] += factors[r] (w[r]·x) over at most 128 columns of normal codes. */
 NOINLINE static void multiply_f8(float *restrict lanes,
                                  const unsigned char *restrict p, size_t row,
-                                 const float *restrict x,
-                                 const float *restrict factors)
+                                 size_t ahead, const float *restrict x,
+                                 size_t n, const float *restrict factors)
 {
     EACH8(ZERO_ROW, COLUMNS1)
-    for (size_t k = 0; k < F8_BLOCK; k += LANES) {
+    for (size_t k = 0; k < n; k += LANES) {
         EACH8(STEP_F8, COLUMNS1)
     }
     EACH8(ADD_PART, COLUMNS1)
@@ -321,31 +328,29 @@ static void stored_rows(float *lanes, const float *x, const Matrix *w,
     if (rest == 0)
         return;
     fill(&panel, w, r, n, rest);
-    tile(lanes, &panel, x + n, 0, 1);
+    tile(lanes, lanes, &panel, x + n, 0, 1);
 }
 
-/* The same for F8: a block with other than normal codes, or a short one, goes
- * by way of a panel. */
+/* The same for F8, block by block: one with other than normal codes goes by
+ * way of a panel, and so does one that ends in less than 16 columns. */
 static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
                            size_t r, size_t ahead)
 {
     Panel panel;
-    const unsigned char *p = at(w, r, 0);
     size_t row = w->stride;
     for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
         size_t n = least(F8_BLOCK, w->cols - k);
+        const unsigned char *p = at(w, r, k);
         float factors[R];
-        for (size_t i = 0; i < R; i++) {
-            prefetch(p + (i + ahead) * row + k, n);
+        for (size_t i = 0; i < R; i++)
             factors[i] = block_scale(w, r + i, k / F8_BLOCK);
-        }
-        if (n == F8_BLOCK && f8_all_normal(p + k, row, R, F8_BLOCK)) {
+        if (n % LANES == 0 && f8_all_normal(p, row, R, n)) {
             for (size_t i = 0; i < R; i += AT_ONCE)
-                multiply_f8(lanes + i * LANES, p + i * row + k, row, x + k,
-                            factors + i);
+                multiply_f8(lanes + i * LANES, p + i * row, row, ahead * row,
+                            x + k, n, factors + i);
         } else {
             fill(&panel, w, r, k, n);
-            tile(lanes, &panel, x + k, 0, 1);
+            tile(lanes, lanes, &panel, x + k, 0, 1);
         }
     }
 }

@@ -40,7 +40,7 @@ enum {
 void matrix_decode(float *out, size_t step, DType type,
                    const unsigned char *p, size_t n);
 /* True if the n codes of each of some rows are normal numbers; false if not,
- * or if n is no multiple of a vector's bytes. Rows are `row` bytes apart. */
+ * or if n is less than a vector's bytes. Rows are `row` bytes apart. */
 bool f8_all_normal(const unsigned char *p, size_t row, size_t rows, size_t n);
 
 static inline float load_f32(const unsigned char *p, size_t i)
@@ -149,10 +149,12 @@ static inline Ahead ahead_of(const Matrix *w, size_t r, size_t rows, size_t k,
 
 static inline void prefetch_some(Ahead *a, size_t lines)
 {
-    for (; lines > 0 && a->rows > 0; lines--) {
-        PREFETCH(a->p + a->done);
-        a->done += 64;
-        if (a->done >= a->bytes) {
+    while (lines > 0 && a->rows > 0) {
+        size_t n = least(64 * lines, a->bytes - a->done);
+        prefetch(a->p + a->done, n);
+        lines -= (n + 63) / 64;
+        a->done += n;
+        if (a->done == a->bytes) {
             a->done = 0;
             a->p += a->row;
             a->rows--;
