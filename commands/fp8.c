@@ -389,10 +389,15 @@ static int run_formats(const Arguments *a, Error *err)
 int run_fp8(const Arguments *a, Error *err)
 {
     const char *what = a->line.operands[0];
+    bool seeded = given(a, O_SEED);
+    bool modelled = given(a, O_MLA) || given(a, O_FP8) || given(a, O_CTX)
+                    || given(a, O_CHUNK) || given(a, O_READING);
     if (strcmp(what, "accumulation") == 0 && a->line.n_operands == 1)
-        return run_accumulation(a, err);
+        return modelled ? fail(err, "fp8 accumulation has no model and takes"
+                               " no option of one") : run_accumulation(a, err);
     if (strcmp(what, "formats") == 0 && a->line.n_operands == 3)
-        return run_formats(a, err);
+        return seeded ? fail(err, "fp8 formats draws no numbers and takes no"
+                             " --seed") : run_formats(a, err);
     return fail(err, "fp8: wanted 'accumulation' or 'formats DIR FILE', found"
                 " '%.40s' and %zu more", what, a->line.n_operands - 1);
 }

@@ -162,6 +162,8 @@ static const Refusal refusals[] = {
      "says more)"},
     {"init data/tiny/config.json -o x --dtype int8", 2, "--dtype wants one of "
      "f32|f16|bf16|fp8, not 'int8'"},
+    {"fp8", 2, "fp8 wants accumulation | formats DIR FILE (deepseek fp8 "
+     "--help says more)"},
 
     {"info nothing", 1, "nothing: cannot open: No such file or directory"},
     {"info empty", 1, "empty/config.json: cannot open: No such file or "
@@ -193,6 +195,20 @@ static const Refusal refusals[] = {
     {"diff m nothing", 1, "nothing: cannot open: No such file or directory"},
     {"init data/tiny/config.json -o m", 1, "m/model.safetensors exists; "
      "--force overwrites it"},
+    {"fp8 formats m", 1, "fp8: wanted 'accumulation' or 'formats DIR FILE', "
+     "found 'formats' and 1 more"},
+    {"fp8 speed m in", 1, "fp8: wanted 'accumulation' or 'formats DIR FILE', "
+     "found 'speed' and 2 more"},
+    {"fp8 accumulation --ctx 4", 1, "fp8 accumulation has no model and takes "
+     "no option of one"},
+    {"fp8 formats m in --seed 4", 1, "fp8 formats draws no numbers and takes "
+     "no --seed"},
+    {"fp8 formats nothing in", 1, "nothing: cannot open: No such file or "
+     "directory"},
+    {"fp8 formats bare in", 1, "bare has no tokenizer.json"},
+    {"fp8 formats m nothing", 1, "nothing: cannot open: No such file or "
+     "directory"},
+    {"fp8 formats m -", 1, "- is empty"},
 };
 
 static void every_refusal_is_one_line(void **state)
@@ -243,7 +259,7 @@ static void a_full_stdout_is_an_error(void **state)
     static const char *const words[] = {
         "--help", "--man", "info m", "info m --json", "generate m -p a",
         "generate m --ids 1 --print-ids", "tokenize m in", "diff m m",
-        "eval m in"};
+        "eval m in", "fp8 accumulation", "fp8 formats m in"};
     (void)state;
     if (access("/dev/full", W_OK) != 0)
         skip();
@@ -278,7 +294,7 @@ static void help_of_each_command(void **state)
 {
     static const char *const commands[] = {"info", "generate", "chat", "eval",
                                            "tokenize", "trace", "diff",
-                                           "init"};
+                                           "init", "fp8"};
     (void)state;
     char *general = done_dup("--help");
     assert_ptr_equal(strstr(general, "usage: deepseek COMMAND"), general);
@@ -737,6 +753,45 @@ static void every_dtype_runs(void **state)
     }
 }
 
+/* fp8 ---------------------------------------------------------------------- */
+
+/* Sums of doubles in one order: the same figures everywhere. */
+static void fp8_accumulation(void **state)
+{
+    (void)state;
+    assert_non_null(strstr(done("fp8 accumulation"),
+        "\nuniform in [-1, 1)\n"));
+    assert_non_null(strstr(last.out, "\n  register apart, toward 0     0.0191"
+        "   0.0357   0.0681   0.1343   0.2662   -0.2657   0.3054\n"));
+    assert_non_null(strstr(last.out, "\n  register aligned, shifted    0.0685"
+        "   0.1894   0.4247   1.2732   3.0180   -2.2318  11.4132\n"));
+    assert_null(strstr(done("fp8 accumulation --seed 1"), "11.4132"));
+}
+
+/* Every activation is met, in one window or in several. */
+static void fp8_formats(void **state)
+{
+    static const char text[] = "hello world, some text with a few words in it";
+    static const char numbers[] = "          numbers              2816        "
+        "      5632              2816              1408              1408\n";
+    (void)state;
+    run_with(text, "fp8 formats m -");
+    assert_int_equal(last.status, 0);
+    assert_string_equal(last.err, "");
+    assert_non_null(strstr(last.out, numbers));
+    assert_non_null(strstr(last.out, "\nE4M3         8.25    2.3399 -0.0144"
+        "    2.3972 -0.0375    2.0166 -0.1147    2.4458 -0.1611    2.4740 "
+        "-0.0342\n"));
+    assert_non_null(strstr(last.out, "\nLogFMT-10   10.50    0.2561 -0.0052"
+        "    0.2594  0.0006    0.3571 -0.0228    0.2450  0.0074    0.2343  "
+        "0.0138\n"));
+    char *whole = done_dup("fp8 formats m in --ctx 64");
+    assert_string_equal(done("fp8 formats m in --ctx 64 --chunk 5"), whole);
+    assert_non_null(strstr(done("fp8 formats m in --ctx 8"), numbers));
+    assert_null(strstr(last.out, " 2.3399 "));
+    free(whole);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -774,6 +829,8 @@ int main(void)
         cmocka_unit_test(differences_are_told),
         cmocka_unit_test(init_repeats_itself),
         cmocka_unit_test(every_dtype_runs),
+        cmocka_unit_test(fp8_accumulation),
+        cmocka_unit_test(fp8_formats),
     };
     return cmocka_run_group_tests(tests, begin, temp_end);
 }
