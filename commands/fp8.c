@@ -297,29 +297,31 @@ static int add_stage(void *context, const char *name, DType type,
     return 0;
 }
 
+static void print_loss(Text *t, const Loss *c)
+{
+    if (c->size > 0)
+        text_printf(t, "  %6.3f %6.3f", 100 * sqrt(c->error / c->square),
+                    100 * c->bias / c->size);
+    else
+        text_printf(t, "  %6s %6s", "-", "-");
+}
+
 static int print_losses(const Losses *losses, Error *err)
 {
     Text t = {0};
     text_printf(&t, "%-10s %6s", "", "bits");
     for (size_t p = 0; p < PLACES; p++)
-        text_printf(&t, "  %16s", places[p]);
+        text_printf(&t, "  %13s", places[p]);
     text_printf(&t, "\n%17s", "numbers");
     for (size_t p = 0; p < PLACES; p++)
-        text_printf(&t, "  %16zu", losses->numbers[p]);
+        text_printf(&t, "  %13zu", losses->numbers[p]);
     text_printf(&t, "\n%17s", "");
     for (size_t p = 0; p < PLACES; p++)
-        text_printf(&t, "  %8s%8s", "error %", "bias %");
+        text_printf(&t, "  %6s %6s", "off %", "bias %");
     for (size_t i = 0; i < FORMATS; i++) {
         text_printf(&t, "\n%-10s %6.2f", formats[i].name, formats[i].bits);
-        for (size_t p = 0; p < PLACES; p++) {
-            const Loss *c = &losses->loss[i][p];
-            if (c->size > 0)
-                text_printf(&t, "  %8.4f%8.4f",
-                            100 * sqrt(c->error / c->square),
-                            100 * c->bias / c->size);
-            else
-                text_printf(&t, "  %8s%8s", "-", "-");
-        }
+        for (size_t p = 0; p < PLACES; p++)
+            print_loss(&t, &losses->loss[i][p]);
     }
     text_printf(&t, "\n");
     int status = print_text(&t, err);
