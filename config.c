@@ -511,14 +511,26 @@ int config_reading(Config *c, const char *text, Error *err)
         {"latent-eps=rms_norm_eps", AT(latent_eps_from_config), true},
         {"v2-norm-topk=divide", AT(v2_norm_scales), false},
         {"v2-norm-topk=divide-and-scale", AT(v2_norm_scales), true},
+        {"mtp-order=embedding-first", AT(mtp_hidden_first), false},
+        {"mtp-order=hidden-first", AT(mtp_hidden_first), true},
+        {"mtp-state=after-norm", AT(mtp_before_norm), false},
+        {"mtp-state=before-norm", AT(mtp_before_norm), true},
+        {"mtp-carry=after-norm", AT(mtp_carry_raw), false},
+        {"mtp-carry=before-norm", AT(mtp_carry_raw), true},
+        {"mtp-embedding-0=kept", AT(mtp_zero_first), false},
+        {"mtp-embedding-0=zeroed", AT(mtp_zero_first), true},
     };
     for (size_t i = 0; i < LENGTH(readings); i++)
         if (strcmp(text, readings[i].text) == 0) {
             *(bool *)((char *)c + readings[i].field) = readings[i].value;
             return 0;
         }
-    return fail(err, "--reading: wanted latent-eps=1e-6|rms_norm_eps or"
-                " v2-norm-topk=divide|divide-and-scale, found %s", text);
+    return fail(err, "--reading: wanted latent-eps=1e-6|rms_norm_eps,"
+                " v2-norm-topk=divide|divide-and-scale,"
+                " mtp-order=embedding-first|hidden-first,"
+                " mtp-state=after-norm|before-norm,"
+                " mtp-carry=after-norm|before-norm or"
+                " mtp-embedding-0=kept|zeroed, found %s", text);
 }
 
 int config_read(Config *c, const char *path, Error *err)

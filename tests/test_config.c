@@ -679,6 +679,41 @@ static void test_is_moe(void **state)
     }
 }
 
+#define READINGS \
+    "--reading: wanted latent-eps=1e-6|rms_norm_eps," \
+    " v2-norm-topk=divide|divide-and-scale," \
+    " mtp-order=embedding-first|hidden-first," \
+    " mtp-state=after-norm|before-norm," \
+    " mtp-carry=after-norm|before-norm or" \
+    " mtp-embedding-0=kept|zeroed, found "
+
+/* Each of MTP's sets its own switch, and takes it back. */
+static void check_mtp_reading(const char *on, const char *off, size_t offset)
+{
+    Config c = {.vocab_size = 1};
+    const bool *field = (const bool *)((const char *)&c + offset);
+    Error err;
+    must(config_reading(&c, on, &err), &err);
+    assert_true(*field);
+    assert_int_equal(c.mtp_hidden_first + c.mtp_before_norm + c.mtp_carry_raw
+                     + c.mtp_zero_first, 1);
+    must(config_reading(&c, off, &err), &err);
+    assert_false(*field);
+}
+
+static void test_mtp_readings(void **state)
+{
+    (void)state;
+    check_mtp_reading("mtp-order=hidden-first", "mtp-order=embedding-first",
+                      offsetof(Config, mtp_hidden_first));
+    check_mtp_reading("mtp-state=before-norm", "mtp-state=after-norm",
+                      offsetof(Config, mtp_before_norm));
+    check_mtp_reading("mtp-carry=before-norm", "mtp-carry=after-norm",
+                      offsetof(Config, mtp_carry_raw));
+    check_mtp_reading("mtp-embedding-0=zeroed", "mtp-embedding-0=kept",
+                      offsetof(Config, mtp_zero_first));
+}
+
 static void test_readings(void **state)
 {
     Config c = {.vocab_size = 1};
@@ -692,11 +727,8 @@ static void test_readings(void **state)
     must(config_reading(&c, "v2-norm-topk=divide", &err), &err);
     assert_true(!c.latent_eps_from_config && !c.v2_norm_scales);
     must_fail(config_reading(&c, "eps=1", &err), &err,
-              "--reading: wanted latent-eps=1e-6|rms_norm_eps or"
-              " v2-norm-topk=divide|divide-and-scale, found eps=1");
-    must_fail(config_reading(&c, "", &err), &err,
-              "--reading: wanted latent-eps=1e-6|rms_norm_eps or"
-              " v2-norm-topk=divide|divide-and-scale, found ");
+              READINGS "eps=1");
+    must_fail(config_reading(&c, "", &err), &err, READINGS);
 }
 
 /* Writing ---------------------------------------------------------------- */
@@ -785,6 +817,7 @@ int main(void)
         cmocka_unit_test(test_long_values),
         cmocka_unit_test(test_not_a_config),
         cmocka_unit_test(test_unused_groups), cmocka_unit_test(test_is_moe),
+        cmocka_unit_test(test_mtp_readings),
         cmocka_unit_test(test_readings), cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_round_trip_of_numbers),
         cmocka_unit_test(test_write_refuses),
