@@ -85,7 +85,10 @@ DEFAULTS = {
 #   (some engines), not 1e-6 whatever it says (the released code).
 # v2_norm_scales: V2 with norm_topk_prob divides and scales (V3-era code), not
 #   divides only (the V2 remote code).
-READINGS = dict(latent_eps_from_config=False, v2_norm_scales=False)
+# mtp_hidden_first, mtp_before_norm, mtp_carry_raw, mtp_zero_first: mtp.py.
+READINGS = dict(latent_eps_from_config=False, v2_norm_scales=False,
+                mtp_hidden_first=False, mtp_before_norm=False,
+                mtp_carry_raw=False, mtp_zero_first=False)
 
 
 def paper_tiles(x, c):
@@ -374,9 +377,11 @@ def moe(x, w, c, p, trace):
 # The model ------------------------------------------------------------------
 
 def has_experts(c, layer):
+    """MTP layers, from num_hidden_layers on, always."""
     return (c.get('n_routed_experts') is not None
-            and layer >= c['first_k_dense_replace']
-            and layer % c['moe_layer_freq'] == 0)
+            and (layer >= c['num_hidden_layers']
+                 or (layer >= c['first_k_dense_replace']
+                     and layer % c['moe_layer_freq'] == 0)))
 
 
 def block(h, w, c, layer, trace, form):

@@ -125,6 +125,19 @@ def k8_small(name, w):
     return w * 0.1 if 'embed_tokens' in name else w
 
 
+def mtp_follows(name, w):
+    """Modules that often say what the model will: blocks add little to the
+    embedding, and eh_proj lets the embedding through."""
+    if name.endswith(('o_proj.weight', 'down_proj.weight')):
+        return w * 0.15
+    if name.endswith('eh_proj.weight'):
+        return w * 0.3 + np.eye(*w.shape)
+    if name.endswith(('enorm.weight', 'model.norm.weight',
+                      'shared_head.norm.weight')):
+        return 0.8 + 0.2 * w
+    return w
+
+
 FEW = dict(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=2)
 
 CASES = {
@@ -195,6 +208,10 @@ CASES = {
         dict(V3, **FEW, num_nextn_predict_layers=1), 3,
         'has an MTP layer, which the main model does not use',
         tokens=24, mtp_layers=1),
+    'mtp-two': case(
+        dict(V3, **FEW, num_nextn_predict_layers=2), 1,
+        'two MTP modules that share the tables and are often right',
+        tokens=24, mtp_layers=2, mtp_tables=False, design=mtp_follows),
     'one-group': case(
         dict(V3, q_lora_rank=None, n_group=1, topk_group=1,
              num_experts_per_tok=3, n_shared_experts=2, rope_scaling=None,
@@ -277,24 +294,26 @@ def layer_shapes(c, layer, moe):
         yield from ffn_shapes(d, c['intermediate_size'], p + 'mlp.')
 
 
-def mtp_shapes(c, layer):
+def mtp_shapes(c, layer, tables):
     p, d, vocab = f'model.layers.{layer}.', c['hidden_size'], c['vocab_size']
-    yield p + 'embed_tokens.weight', (vocab, d)
+    if tables:
+        yield p + 'embed_tokens.weight', (vocab, d)
     yield p + 'enorm.weight', (d,)
     yield p + 'hnorm.weight', (d,)
     yield p + 'eh_proj.weight', (d, 2 * d)
     yield from layer_shapes(c, layer, True)
     yield p + 'shared_head.norm.weight', (d,)
-    yield p + 'shared_head.head.weight', (vocab, d)
+    if tables:
+        yield p + 'shared_head.head.weight', (vocab, d)
 
 
-def shapes(c, mtp_layers=0):
+def shapes(c, mtp_layers=0, mtp_tables=True):
     """(name, shape) of every weight, in the order of the checkpoint."""
     yield 'model.embed_tokens.weight', (c['vocab_size'], c['hidden_size'])
     for layer in range(c['num_hidden_layers']):
         yield from layer_shapes(c, layer, is_moe(c, layer))
     for k in range(mtp_layers):
-        yield from mtp_shapes(c, c['num_hidden_layers'] + k)
+        yield from mtp_shapes(c, c['num_hidden_layers'] + k, mtp_tables)
     yield 'model.norm.weight', (c['hidden_size'],)
     if not c['tie_word_embeddings']:
         yield 'lm_head.weight', (c['vocab_size'], c['hidden_size'])
@@ -378,7 +397,8 @@ STORE = {'BF16': ml_dtypes.bfloat16, 'FP8': ml_dtypes.bfloat16,
 def tensors(spec):
     """name -> array as stored, in checkpoint order."""
     c, seed, out = spec['config'], spec['seed'], {}
-    for name, shape in shapes(c, spec.get('mtp_layers', 0)):
+    for name, shape in shapes(c, spec.get('mtp_layers', 0),
+                              spec.get('mtp_tables', True)):
         w = draw(name, shape, seed)
         if 'design' in spec:
             w = spec['design'](name, w)
