@@ -269,9 +269,12 @@ enum {
 #define STEP_BF16(C, r)                                                 \
     PREFETCH(p + (r) / SLICES * row + ahead + k * sizeof(uint16_t));    \
     STEP_STORED(r, v_load_bf16, sizeof(uint16_t))
-#define STEP_F8(C, r)                                                   \
+#define STEP_NORMAL_F8(C, r)                                            \
     PREFETCH(p + (r) / SLICES * row + ahead + k);                       \
     STEP_STORED(r, v_load_normal_f8, 1)
+#define STEP_ANY_F8(C, r)                                               \
+    PREFETCH(p + (r) / SLICES * row + ahead + k);                       \
+    STEP_STORED(r, v_load_f8, 1)
 
 #define PART(r) (lanes + (r) * VW)
 #define PUT_PART(C, r) v_store(PART(r), c##r##0);
@@ -297,18 +300,23 @@ enum {
 MULTIPLY_STORED(multiply_f32, STEP_F32)
 MULTIPLY_STORED(multiply_bf16, STEP_BF16)
 
-/* lanes[r] += factors[r] (w[r]·x) over at most 128 columns of normal codes. */
-NOINLINE static void multiply_f8(float *restrict lanes,
-                                 const unsigned char *restrict p, size_t row,
-                                 size_t ahead, const float *restrict x,
-                                 size_t n, const float *restrict factors)
-{
-    EACH8(ZERO_ROW, COLUMNS1)
-    for (size_t k = 0; k < n; k += LANES) {
-        EACH8(STEP_F8, COLUMNS1)
+/* lanes[r] += factors[r] (w[r]·x) over at most 128 columns of F8. */
+#define MULTIPLY_F8(name, STEP)                                         \
+    NOINLINE static void name(float *restrict lanes,                    \
+                              const unsigned char *restrict p,          \
+                              size_t row, size_t ahead,                 \
+                              const float *restrict x, size_t n,        \
+                              const float *restrict factors)            \
+    {                                                                   \
+        EACH8(ZERO_ROW, COLUMNS1)                                       \
+        for (size_t k = 0; k < n; k += LANES) {                         \
+            EACH8(STEP, COLUMNS1)                                       \
+        }                                                               \
+        EACH8(ADD_PART, COLUMNS1)                                       \
     }
-    EACH8(ADD_PART, COLUMNS1)
-}
+
+MULTIPLY_F8(multiply_normal_f8, STEP_NORMAL_F8)
+MULTIPLY_F8(multiply_any_f8, STEP_ANY_F8)
 
 /* lanes += R rows from r on times x; `ahead` rows on, they are prefetched. A
  * last run of less than 16 columns goes by way of a panel. */
@@ -331,23 +339,32 @@ static void stored_rows(float *lanes, const float *x, const Matrix *w,
     tile(lanes, lanes, &panel, x + n, 0, 1);
 }
 
-/* The same for F8, block by block: one with other than normal codes goes by
- * way of a panel, and so does one that ends in less than 16 columns. */
+/* The same for n <= 128 columns of F8 from k on, a multiple of 16. */
+static void stored_block_f8(float *lanes, const float *x, const Matrix *w,
+                            size_t r, size_t ahead, size_t k, size_t n)
+{
+    const unsigned char *p = at(w, r, k);
+    size_t row = w->stride;
+    bool normal = f8_all_normal(p, row, R, n);
+    float factors[R];
+    for (size_t i = 0; i < R; i++)
+        factors[i] = block_scale(w, r + i, k / F8_BLOCK);
+    for (size_t i = 0; i < R; i += AT_ONCE)
+        (normal ? multiply_normal_f8 : multiply_any_f8)(
+            lanes + i * LANES, p + i * row, row, ahead * row, x + k, n,
+            factors + i);
+}
+
+/* The same for F8: what shares a factor goes one way, so a last block that
+ * ends in less than 16 columns is a panel. */
 static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
                            size_t r, size_t ahead)
 {
     Panel panel;
-    size_t row = w->stride;
     for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
         size_t n = least(F8_BLOCK, w->cols - k);
-        const unsigned char *p = at(w, r, k);
-        float factors[R];
-        for (size_t i = 0; i < R; i++)
-            factors[i] = block_scale(w, r + i, k / F8_BLOCK);
-        if (n % LANES == 0 && f8_all_normal(p, row, R, n)) {
-            for (size_t i = 0; i < R; i += AT_ONCE)
-                multiply_f8(lanes + i * LANES, p + i * row, row, ahead * row,
-                            x + k, n, factors + i);
+        if (n % LANES == 0) {
+            stored_block_f8(lanes, x, w, r, ahead, k, n);
         } else {
             fill(&panel, w, r, k, n);
             tile(lanes, lanes, &panel, x + k, 0, 1);

@@ -102,8 +102,8 @@ void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
 DECODER(decode_f32, v_load_f32, sizeof(float))
 DECODER(decode_bf16, v_load_bf16, sizeof(uint16_t))
 DECODER(decode_normal_f8, v_load_normal_f8, 1)
+DECODER(decode_any_f8, v_load_f8, 1)
 PLAIN_DECODER(decode_f16, load_f16)
-PLAIN_DECODER(decode_any_f8, load_f8)
 
 /* Adding 0x78 to the low seven bits of a code carries into the eighth from 8
  * on, where the exponent field is not 0; adding 1 only from 0x7f, which is

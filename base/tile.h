@@ -79,6 +79,19 @@ static inline float load_normal_f8(const unsigned char *p, size_t i)
     return f32_from_bits((u & 0x87f00000) + ((uint32_t)120 << 23));
 }
 
+/* The magnitude of a code, by the same rule, and its sign, ±1. */
+static inline float load_f8_magnitude(const unsigned char *p, size_t i)
+{
+    uint32_t u = (uint32_t)(int32_t)(int8_t)p[i] << 20;
+    return f32_from_bits((u & 0x07f00000) + ((uint32_t)120 << 23));
+}
+
+static inline float load_f8_sign(const unsigned char *p, size_t i)
+{
+    uint32_t u = (uint32_t)(int32_t)(int8_t)p[i];
+    return f32_from_bits((u & 0x80000000) + ((uint32_t)127 << 23));
+}
+
 /* VW elements. */
 #define LOADER(name, load)                                              \
     INLINE V name(const unsigned char *p)                               \
@@ -92,6 +105,20 @@ static inline float load_normal_f8(const unsigned char *p, size_t i)
 LOADER(v_load_f32, load_f32)
 LOADER(v_load_bf16, load_bf16)
 LOADER(v_load_normal_f8, load_normal_f8)
+LOADER(v_load_f8_magnitude, load_f8_magnitude)
+LOADER(v_load_f8_sign, load_f8_sign)
+
+/* Any codes (dtype.h, f32_from_f8): a magnitude below 2^-6 moves to twice its
+ * distance from there, and 480, which stands for NaN, alone becomes infinite,
+ * of which 0 times is NaN. */
+INLINE V v_load_f8(const unsigned char *p)
+{
+    V minus = v_splat(-1), zero = v_splat(0), x = v_load_f8_magnitude(p);
+    V below = v_max(v_fma(minus, x, v_splat(0x1p-6f)), zero);
+    V huge = v_fma(x, v_splat(0x1p119f), v_splat(0x1p124f));
+    x = v_fma(huge, zero, v_fma(minus, below, x));
+    return v_mul(x, v_load_f8_sign(p));
+}
 
 /* Where w[r][k] is stored. */
 static inline const unsigned char *at(const Matrix *w, size_t r, size_t k)
