@@ -13,12 +13,11 @@
 
 /* Symbols ---------------------------------------------------------------- */
 
-/* The byte that a symbol stands for, or -1. */
-static int symbol_byte(uint32_t code)
+int symbol_byte(uint32_t code)
 {
     if ((code >= 33 && code <= 126) || (code >= 161 && code <= 255))
         return code == 173 ? -1 : (int)code;
-    if (code < 256 || code >= 256 + 68)
+    if (code < 256 || code >= SYMBOLS_END)
         return -1;
     int rank = (int)code - 256; /* among 0-32, 127-160, 173 */
     return rank < 33 ? rank : rank < 67 ? rank - 33 + 127 : 173;
@@ -264,7 +263,7 @@ static void find_byte_ids(Merges *m, const Vocabulary *v)
 {
     for (int i = 0; i < 256; i++)
         m->byte_id[i] = -1;
-    for (uint32_t code = 0; code < 256 + 68; code++) {
+    for (uint32_t code = 0; code < SYMBOLS_END; code++) {
         int byte = symbol_byte(code);
         if (byte >= 0) {
             char text[4];

@@ -17,6 +17,10 @@ enum {
     TOKEN_LONGEST = UINT16_MAX   /* bytes of a spelling */
 };
 
+/* The byte that a symbol stands for, or -1 for a code point that is none. */
+int symbol_byte(uint32_t code);
+enum { SYMBOLS_END = 256 + 68 }; /* above the greatest symbol */
+
 /* Small, for a table of 128,000 should stay in the cache. */
 typedef struct {
     uint32_t at;             /* into text and into bytes; NO_TOKEN: no such */

@@ -172,13 +172,18 @@ static bool find_set(const PretokenRule *rule, const char *text, size_t n,
 
 /* Words, V3: the alternatives in order ----------------------------------- */
 
-static const char v3_words[] =
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
-    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-    "| ?[\\p{P}\\p{S}]+[\r\n]*"
-    "|\\s*[\r\n]+"
-    "|\\s+(?!\\S)"
-    "|\\s+";
+#define V3_NUMBERS "\\p{N}{1,3}"
+#define V3_WORDS \
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+" \
+    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+" \
+    "| ?[\\p{P}\\p{S}]+[\r\n]*" \
+    "|\\s*[\r\n]+" \
+    "|\\s+(?!\\S)" \
+    "|\\s+"
+
+const char *const pretoken_v3[PRETOKEN_V3_RULES] = {
+    V3_NUMBERS, "[一-龥぀-ゟ゠-ヿ]+", V3_WORDS
+};
 
 static bool is_ascii_letter(char c)
 {
@@ -390,8 +395,8 @@ static bool known_regex(PretokenRule *rule, const char *regex, size_t n)
         PretokenFind *find;
         size_t most;
     } known[] = {
-        { "\\p{N}{1,3}", find_numbers, 3 },
-        { v3_words, find_word, 0 },
+        { V3_NUMBERS, find_numbers, 3 },
+        { V3_WORDS, find_word, 0 },
         { "\\s+$", find_trailing_space, 0 }
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {

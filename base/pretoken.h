@@ -38,6 +38,10 @@ struct PretokenRule {
     size_t n_ranges;
 };
 
+/* The expressions of V3's tokenizer, in order. */
+enum { PRETOKEN_V3_RULES = 3 };
+extern const char *const pretoken_v3[PRETOKEN_V3_RULES];
+
 enum { PRETOKEN_MAX_RULES = 16 };
 
 typedef struct {
