@@ -2,7 +2,7 @@
  *
  *   main.c -> mtp.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
  *             config.c, model.c, checkpoint.c, cost.c --> fp8.c --> base/
- *             chat.c -> tokenizer.c ----------------> base/
+ *             chat.c, data.c -> tokenizer.c --------> base/
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
  * position), cache, activations, in this order; it reads no globals, allocates
@@ -19,7 +19,9 @@
 #define DEEPSEEK_H
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/kernels.h"
+#include "base/random.h"
 #include "base/safetensors.h"
 #include "base/sample.h"
 #include "base/trace.h"
@@ -734,5 +736,95 @@ ChatTemplate tokenizer_template(const Tokenizer *t);
 /* The conversation as text; BOS is in it: encode it without another. */
 int chat_render(Text *out, const Tokenizer *t, const ChatMessage *messages,
                 size_t n, const ChatOptions *o, Error *err);
+
+/* data.c: documents to sequences of ids ---------------------------- V3 §4.1
+ * A data file is a header and the ids of all documents, one after another.
+ * docs/data.md has its bytes. */
+
+/* A text is cut into documents by lines that are the separator. */
+typedef struct {
+    const char *at, *end;      /* what is left of the text */
+    const char *separator;     /* "": the whole text is one document */
+} Documents;
+
+/* The next one, without the line breaks at its ends; empty ones are passed
+ * over. False where there is no more. */
+bool documents_next(Documents *d, const char **text, size_t *n);
+
+typedef struct {
+    double fim, split;         /* rates, 0 to 1 */
+    uint64_t seed;
+} DataSettings;
+
+/* What a data file's header says. */
+typedef struct {
+    size_t vocab_size;         /* of the tokenizer; every id is below */
+    unsigned width;            /* bytes of an id: 2 or 4 */
+    uint64_t tokens, documents;
+    uint64_t bytes;            /* of the documents' text */
+    uint64_t fim_documents;    /* in PSM form */
+    uint64_t splits;           /* tokens written as two */
+    uint64_t tokenizer_hash;   /* tokenizer_hash of its directory */
+    DataSettings settings;
+} DataInfo;
+
+/* FNV-1a, 64 bits, of the bytes of dir/tokenizer.json. */
+int tokenizer_hash(const char *dir, uint64_t *hash, Error *err);
+
+/* Writes a data file. A document becomes [BOS] text EOS, BOS where the
+ * tokenizer adds one; at the rate `fim` it becomes
+ *   [BOS] fim_begin prefix fim_hole suffix fim_end middle EOS   (PSM),
+ * and a token of punctuation and line breaks becomes the tokens of either at
+ * the rate `split`. What becomes of a document depends on its number and the
+ * seed, not on the others. */
+typedef struct {
+    const Tokenizer *tokenizer;
+    DataInfo info;
+    int32_t fim_begin, fim_hole, fim_end;
+    Random seeds;              /* one number a document */
+    IdList ids, encoded;       /* of the document being written */
+    IdList halves;             /* of all tokens that may be split */
+    size_t *half;              /* by id: where its halves begin there */
+    OutFile out;
+} DataWriter;
+
+int data_create(DataWriter *w, const char *path, bool force,
+                const Tokenizer *t, uint64_t hash, const DataSettings *s,
+                Error *err);
+int data_add(DataWriter *w, const char *text, size_t n, Error *err);
+/* Completes the header; after 0 the file is there, after -1 nothing is left
+ * of it. */
+int data_commit(DataWriter *w, Error *err);
+void data_abort(DataWriter *w); /* harmless after a commit */
+
+typedef struct {
+    DataInfo info;
+    File file;                 /* mapped: need not fit into memory */
+    const char *path;          /* the caller's */
+} Data;
+
+int data_open(Data *d, const char *path, Error *err);
+void data_close(Data *d);
+/* Sequences of T >= 1 tokens. Sequence i is the T + 1 ids from i T on: inputs,
+ * and targets one further (an MTP module of depth k uses T - k of its rows).
+ * Each id but the first is a target once; fewer than T at the end are left
+ * out. */
+uint64_t data_sequences(const Data *d, size_t T);
+/* Sequence i into T + 1 ids; refuses an id outside the vocabulary. */
+int data_sequence(const Data *d, size_t T, uint64_t i, int32_t *ids,
+                  Error *err);
+
+/* Where training stands: all of it, so that who keeps this resumes exactly. */
+typedef struct {
+    uint64_t epoch, index;     /* index: sequences read of this epoch */
+} DataPosition;
+
+/* The next sequence of the epoch's order into T + 1 ids; moves *at on. */
+int data_next(const Data *d, size_t T, uint64_t seed, DataPosition *at,
+              int32_t *ids, Error *err);
+/* A permutation of the numbers below n for each seed and epoch: where i < n
+ * goes. Needs no memory. */
+uint64_t data_shuffled(uint64_t i, uint64_t n, uint64_t seed,
+                       uint64_t epoch);
 
 #endif

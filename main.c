@@ -83,6 +83,26 @@ static const Option options[O_COUNT] = {
         "bit of the result; default 128"},
     [O_READING] = {"--reading", OPTION_LIST, AT(readings), "NAME=VALUE", 0, 0,
         "where the sources disagree, the other reading (docs/disputes.md)"},
+    [O_VOCAB] = {"--vocab", OPTION_SIZE, AT(vocab), "N", 264, 4194302,
+        "tokens in all, the 256 bytes and 8 special ones included; default "
+        "4096"},
+    [O_MIN_COUNT] = {"--min-count", OPTION_SIZE, AT(min_count), "N", 1, MANY,
+        "a pair has to occur N times to become a token; default 2"},
+    [O_SEPARATOR] = {"--separator", OPTION_TEXT, AT(separator), "LINE", 0, 0,
+        "the line between two documents of a file, default '<|endoftext|>'; "
+        "'': each file is one document"},
+    [O_FIM] = {"--fim", OPTION_NUMBER, AT(fim), "RATE", 0, 1,
+        "the part of the documents to be written as prefix, suffix, middle; "
+        "V3 has 0.1. Default 0"},
+    [O_SPLIT] = {"--split", OPTION_NUMBER, AT(split), "RATE", 0, 1,
+        "the part of the tokens of punctuation and line breaks to be written "
+        "as two. Default 0"},
+    [O_HELD_OUT] = {"--held-out", OPTION_LIST, AT(held_out), "[FILE=]N", 0, 0,
+        "leave out the last N documents of each file, or of the one that is "
+        "named"},
+    [O_ONLY_HELD_OUT] = {"--only-held-out", OPTION_FLAG, AT(only_held_out),
+        NULL, 0, 0,
+        "write what --held-out leaves out, and nothing else"},
     [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,
         "print JSON"},
 };
@@ -203,6 +223,34 @@ static const Command commands[] = {
         "unless --scale-fmt asks for other scales. config.json keeps its other "
         "keys; generation_config.json and tokenizer files go along.",
      .run = run_quantize},
+    {.name = "train-tokenizer", .operands = "FILE...", .least = 1,
+     .most = SIZE_MAX,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_VOCAB) |
+                BIT(O_MIN_COUNT) | BIT(O_SEPARATOR) | BIT(O_JSON),
+     .also = BIT(O_OUTPUT),
+     .summary = "learn a vocabulary from text",
+     .text =
+        "Writes tokenizer.json and tokenizer_config.json to the directory -o: "
+        "byte-level BPE behind V3's pre-tokenizer, with its tokens for BOS, "
+        "EOS, padding, FIM and the two roles of a conversation. The merges "
+        "are those of the Hugging Face library's trainer. A text without "
+        "enough pairs gives fewer tokens than --vocab. Memory follows the "
+        "distinct words, not the text.",
+     .run = run_train_tokenizer},
+    {.name = "prepare", .operands = "DIR FILE...", .least = 2,
+     .most = SIZE_MAX,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_SEPARATOR) | BIT(O_FIM) |
+                BIT(O_SPLIT) | BIT(O_SEED) | BIT(O_HELD_OUT) |
+                BIT(O_ONLY_HELD_OUT) | BIT(O_JSON),
+     .also = BIT(O_OUTPUT),
+     .summary = "tokenise and pack documents for training",
+     .text =
+        "Writes the ids of all documents, one after another, in the order of "
+        "the files, with the tokenizer of DIR: BOS where it adds one, the "
+        "text, EOS. The same seed gives the same file on every machine. "
+        "docs/data.md describes the file. Memory follows the longest "
+        "document.",
+     .run = run_prepare},
 };
 
 static const Program program = {
@@ -228,7 +276,8 @@ static int complain(const Error *err, int status)
 
 int main(int argc, char **argv)
 {
-    Arguments a = {.n = 256, .std = 0.006};
+    Arguments a = {.n = 256, .std = 0.006, .vocab = 4096, .min_count = 2,
+                   .separator = "<|endoftext|>"};
     Error err;
     int status = 0;
     handle_signals();

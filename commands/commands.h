@@ -17,12 +17,15 @@
 struct Arguments {
     CommandLine line;
     const char *prompt, *ids, *output, *only, *system;
-    OptionList readings;
+    const char *separator;
+    OptionList readings, held_out;
     size_t n, top_k, ctx, chunk;   /* ctx, chunk: 0 by default */
+    size_t vocab, min_count;
     uint64_t seed;
-    double temperature, top_p, std;
+    double temperature, top_p, std, fim, split;
     int mla, fp8, chat_template, dtype, to, scale_fmt; /* which word */
     bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
+    bool only_held_out;
 };
 
 /* The places of the options in main.c's table. */
@@ -30,7 +33,8 @@ enum {
     O_PROMPT, O_IDS, O_NEW, O_TEMP, O_TOP_K, O_TOP_P, O_SEED, O_PRINT_IDS,
     O_NO_PROMPT, O_TEMPLATE, O_SYSTEM, O_THINK, O_DECODE, O_JSONL, O_BOS,
     O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO, O_SCALE_FMT, O_STD, O_MLA,
-    O_FP8, O_CTX, O_CHUNK, O_READING, O_JSON, O_COUNT
+    O_FP8, O_CTX, O_CHUNK, O_READING, O_VOCAB, O_MIN_COUNT, O_SEPARATOR,
+    O_FIM, O_SPLIT, O_HELD_OUT, O_ONLY_HELD_OUT, O_JSON, O_COUNT
 };
 
 /* True where the option was on the command line. */
@@ -46,6 +50,8 @@ int run_diff(const Arguments *a, Error *err);
 int run_init(const Arguments *a, Error *err);
 int run_fp8(const Arguments *a, Error *err);
 int run_quantize(const Arguments *a, Error *err);
+int run_train_tokenizer(const Arguments *a, Error *err);
+int run_prepare(const Arguments *a, Error *err);
 
 /* run.c ------------------------------------------------------------------ */
 

@@ -1,14 +1,19 @@
-/* The trainer against the Hugging Face library's, and against its own
- * definition by the plainest means.
+/* The trainer against the Hugging Face library's, against its own definition
+ * by the plainest means, and the command that writes its directory.
  *
  * Vectors: data/tokenizer/bpe_train.jsonl, learnt by version 0.23.3 of the
  * library (reference/check_bpe_train.py --vectors) from texts made by hand and
  * at random and, where "text" is null, from data/fairy_excerpt.txt (public
- * domain). Ids are those of Learnt: 0 is the first byte. */
+ * domain). Ids are those of Learnt: 0 is the first byte. DEEPSEEK names the
+ * program, else ./deepseek. */
+#define _XOPEN_SOURCE 700
 #include "vectors.h"
 
 #include "base/bpe_train.h"
 #include "base/pretoken.h"
+
+#include <inttypes.h>
+#include <sys/wait.h>
 
 #define FAIRY "tests/data/fairy_excerpt.txt"
 
@@ -324,6 +329,129 @@ static void bounds(void **state)
     words_free(&w);
 }
 
+/* The command ------------------------------------------------------------- */
+
+/* Runs the program in the scratch directory; its stderr, or stdout if it said
+ * nothing there, is in `said`. */
+static char said[1 << 14];
+
+static int run(const char *words)
+{
+    const char *program = getenv("DEEPSEEK");
+    char line[4096], *here = realpath(program ? program : "./deepseek", NULL);
+    assert_non_null(here);
+    snprintf(line, sizeof line, "cd '%s' && '%s' %s >out 2>err </dev/null",
+             scratch(""), here, words);
+    free(here);
+    int status = system(line);
+    assert_true(WIFEXITED(status));
+    static const char *const names[] = {"err", "out"};
+    said[0] = '\0';
+    for (int i = 0; i < 2 && said[0] == '\0'; i++) {
+        FILE *f = fopen(scratch(names[i]), "rb");
+        assert_non_null(f);
+        said[fread(said, 1, sizeof said - 1, f)] = '\0';
+        fclose(f);
+    }
+    return WEXITSTATUS(status);
+}
+
+static void wrong(const char *words, int status, const char *message)
+{
+    char line[1024];
+    snprintf(line, sizeof line, "deepseek: %s\n", message);
+    int found = run(words);
+    if (found != status || strcmp(said, line) != 0)
+        fail_msg("%s: wanted %d and %s, found %d and %s", words, status,
+                 line, found, said);
+}
+
+static void put_text(const char *name, const char *text)
+{
+    put_file(scratch(name), text, strlen(text));
+}
+
+/* What it writes is what the tokenizer reads, with V3's names. */
+static void command(void **state)
+{
+    Error err;
+    (void)state;
+    put_text("text", "a cat sat.\n<|endoftext|>\nthe cat sat.\n\n");
+    if (run("train-tokenizer text -o dir --vocab 300 --min-count 1") != 0)
+        fail_msg("%s", said);
+    Tokenizer *t = tokenizer_open(scratch("dir"), &err);
+    must(t == NULL ? -1 : 0, &err);
+    assert_int_equal(tokenizer_bos(t), 0);
+    assert_int_equal(tokenizer_eos(t), 1);
+    assert_int_equal(tokenizer_id(t, "<｜▁pad▁｜>"), 2);
+    assert_true(tokenizer_add_bos(t));
+    int32_t last = (int32_t)tokenizer_size(t) - 1;
+    assert_int_equal(tokenizer_id(t, "<｜Assistant｜>"), last);
+    assert_int_equal(tokenizer_id(t, "<｜User｜>"), last - 1);
+    assert_int_equal(tokenizer_id(t, "<｜fim▁end｜>"), last - 2);
+    assert_int_equal(tokenizer_id(t, "<｜fim▁begin｜>"), last - 3);
+    assert_int_equal(tokenizer_id(t, "<｜fim▁hole｜>"), last - 4);
+    assert_true(tokenizer_id(t, "Ġcat") > 0);
+    assert_int_equal(tokenizer_id(t, "<|"), -1); /* the separator is gone */
+    tokenizer_close(t);
+    assert_int_equal(run("tokenize dir text"), 0);
+}
+
+/* The separator is a line, whole; documents lose their line breaks at either
+ * end; '' joins them. */
+static void separators(void **state)
+{
+    (void)state;
+    put_text("text", "\n\nab\n<|endoftext|>\r\n<|endoftext|>\ncd<|endoftext|>"
+             "\r\n\n<|endoftext|>");
+    assert_int_equal(run("train-tokenizer text -o sep --json --vocab 264"), 0);
+    assert_non_null(strstr(said, "{\"documents\": 2, \"bytes\": 17, "));
+    assert_int_equal(run("train-tokenizer text -o sep --json --vocab 264 "
+                         "--force --separator ''"), 0);
+    assert_non_null(strstr(said, "{\"documents\": 1, \"bytes\": 63, "));
+    assert_int_equal(run("train-tokenizer text -o sep --json --vocab 264 "
+                         "--force --separator ab"), 0);
+    assert_non_null(strstr(said, "{\"documents\": 1, \"bytes\": 60, "));
+}
+
+static void complaints(void **state)
+{
+    (void)state;
+    put_text("text", "some text");
+    put_text("empty", "");
+    put_text("breaks", "\n\r\n<|endoftext|>\n");
+    put_text("bad", "ok\n<|endoftext|>\nno \xff");
+    wrong("train-tokenizer text", 2, "train-tokenizer wants -o "
+          "(deepseek train-tokenizer --help says more)");
+    wrong("train-tokenizer text -o new --vocab 263", 2, "--vocab wants a "
+          "whole number from 264 to 4194302, not '263'");
+    wrong("train-tokenizer text -o new --vocab 4194303", 2, "--vocab wants a "
+          "whole number from 264 to 4194302, not '4194303'");
+    wrong("train-tokenizer text -o new --min-count 0", 2, "--min-count wants "
+          "a whole number from 1 to 1000000000000000, not '0'");
+    wrong("train-tokenizer empty breaks -o new", 1,
+          "empty: no text to learn from");
+    wrong("train-tokenizer text bad -o new", 1,
+          "bad: wanted UTF-8, found byte 0xff at offset 20");
+    wrong("train-tokenizer none -o new", 1,
+          "none: cannot open: No such file or directory");
+    wrong("train-tokenizer text -o text", 1,
+          "text: cannot make this directory: File exists");
+    assert_false(path_exists(scratch("new")));
+    assert_int_equal(run("train-tokenizer text -o twice"), 0);
+    wrong("train-tokenizer text -o twice", 1, "twice/tokenizer.json: exists "
+          "already; --force overwrites it");
+    assert_int_equal(run("train-tokenizer text -o twice --force"), 0);
+}
+
+static int remove_scratch(void **state)
+{
+    char line[500];
+    (void)state;
+    snprintf(line, sizeof line, "rm -rf '%s'", scratch(""));
+    return system(line);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +461,9 @@ int main(void)
         cmocka_unit_test(bytes_of_tokens),
         cmocka_unit_test(long_words),
         cmocka_unit_test(bounds),
+        cmocka_unit_test(command),
+        cmocka_unit_test(separators),
+        cmocka_unit_test(complaints),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, remove_scratch);
 }
