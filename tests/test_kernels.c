@@ -175,6 +175,42 @@ static void test_matmul_t(void **state)
     compare_all(matmul_t, matmul_t_plain, 1);
 }
 
+/* Tiles of every shape. */
+static void test_every_batch(void **state)
+{
+    enum { ROWS = 21, COLS = 137, MOST = 40 };
+    (void)state;
+    Random r = random_seeded(seed);
+    for (size_t d = 0; d < COUNT(kinds); d++)
+        for (size_t T = 1; T <= MOST; T++) {
+            Stored w = stored(kinds[d], ROWS, COLS, &r);
+            compare(matmul, matmul_plain, T, COLS, ROWS, &w.m, &r);
+            compare(matmul_t, matmul_t_plain, T, ROWS, COLS, &w.m, &r);
+            drop(&w);
+        }
+}
+
+/* One F8 code among normal ones that is none, at every column: whole blocks,
+ * a short one, one that ends in less than sixteen columns. */
+static void test_abnormal_codes(void **state)
+{
+    enum { ROWS = 8, COLS = 224, RAGGED = 85 };
+    static const uint8_t codes[] = {0x00, 0x80, 0x07, 0x7f};
+    (void)state;
+    Random r = random_seeded(seed);
+    for (size_t i = 0; i < COUNT(codes) * COLS; i++)
+        for (size_t T = 1; T <= 4; T += 3) {
+            size_t k = i % COLS, cols = k < RAGGED && T == 1 ? RAGGED : COLS;
+            uint8_t w[ROWS * COLS];
+            float scales[2] = {0.75f, -3};
+            for (size_t j = 0; j < sizeof w; j++)
+                w[j] = (uint8_t)(0x30 + below(&r, 32) + 128 * below(&r, 2));
+            w[k % ROWS * cols + k] = codes[i / COLS];
+            Matrix m = {w, DT_F8_E4M3, ROWS, cols, cols, scales, 0};
+            compare(matmul, matmul_plain, T, cols, ROWS, &m, &r);
+        }
+}
+
 /* A row of x alone gives what it gives among others. */
 static void test_batch(void **state)
 {
@@ -446,6 +482,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul),
         cmocka_unit_test(test_matmul_t),
+        cmocka_unit_test(test_every_batch),
+        cmocka_unit_test(test_abnormal_codes),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_views),
         cmocka_unit_test(test_codes),
