@@ -32,10 +32,17 @@
 #include <time.h>
 #endif
 
+/* What changes when somebody writes to a file. */
+typedef struct {
+    uintmax_t device, inode, size;
+    intmax_t time;
+} Stamp;
+
 typedef struct Entry {
     struct Entry *next;
     const unsigned char *data; /* a mapping's bytes; else NULL */
     size_t size;
+    Stamp stamp;               /* of a mapping's file */
     char name[];
 } Entry;
 
@@ -140,13 +147,32 @@ static int rename_over(const char *from, const char *to)
     return rename(from, to);
 }
 
+/* A file, or a directory if it is empty. */
 static void remove_temp(const char *path)
 {
-    unlink(path);
+    if (unlink(path) != 0)
+        rmdir(path);
+}
+
+static Stamp stamp_of(const struct stat *s)
+{
+    return (Stamp){(uintmax_t)s->st_dev, (uintmax_t)s->st_ino,
+                   (uintmax_t)s->st_size, (intmax_t)s->st_mtime};
+}
+
+/* True where the path still leads to the file, which is not as it was. */
+static bool has_changed(const char *path, const Stamp *was)
+{
+    struct stat s = {0};
+    if (stat(path, &s) != 0)
+        return false;
+    Stamp is = stamp_of(&s);
+    return is.device == was->device && is.inode == was->inode
+        && (is.size != was->size || is.time != was->time);
 }
 
 /* Maps a regular file that is not empty; false where that cannot be done. */
-static bool map(File *file, FILE *in)
+static bool map(File *file, FILE *in, Stamp *stamp)
 {
     struct stat s = {0};
     if (fstat(fileno(in), &s) != 0 || !S_ISREG(s.st_mode) || s.st_size <= 0
@@ -157,6 +183,7 @@ static bool map(File *file, FILE *in)
     if (data == MAP_FAILED)
         return false;
     *file = (File){data, (size_t)s.st_size, true};
+    *stamp = stamp_of(&s);
     return true;
 }
 
@@ -261,10 +288,18 @@ static void remove_temp(const char *path)
     remove(path);
 }
 
-static bool map(File *file, FILE *in)
+static bool has_changed(const char *path, const Stamp *was)
+{
+    (void)path;
+    (void)was;
+    return false;
+}
+
+static bool map(File *file, FILE *in, Stamp *stamp)
 {
     (void)file;
     (void)in;
+    (void)stamp;
     return false;
 }
 
@@ -355,7 +390,8 @@ int file_read(File *file, const char *path, Error *err)
 
 static int map_or_read(File *file, FILE *in, const char *path, Error *err)
 {
-    if (!map(file, in))
+    Stamp stamp = {0};
+    if (!map(file, in, &stamp))
         return read_stream(file, in, path, err);
     Entry *e = entry_new(path, err);
     if (e == NULL) {
@@ -364,6 +400,7 @@ static int map_or_read(File *file, FILE *in, const char *path, Error *err)
     }
     e->data = file->data;
     e->size = file->size;
+    e->stamp = stamp;
     entry_link(&mapped_files, e);
     return 0;
 }
@@ -399,6 +436,15 @@ void file_close(File *file)
         free((void *)(uintptr_t)file->data);
     }
     *file = (File){0};
+}
+
+int file_check_mapped(Error *err)
+{
+    for (const Entry *e = mapped_files; e != NULL; e = e->next) {
+        if (has_changed(e->name, &e->stamp))
+            return fail(err, "%s: was changed while in use", e->name);
+    }
+    return 0;
 }
 
 static int check_target(const char *path, bool force, Error *err)
@@ -533,6 +579,32 @@ int file_write(const char *path, bool force, const void *bytes, size_t n,
     return out_commit(&out, err);
 }
 
+int temp_add(const char *path, Error *err)
+{
+    Entry *e = entry_new(path, err);
+    if (e == NULL)
+        return -1;
+    entry_link(&temp_files, e);
+    return 0;
+}
+
+void temp_forget(const char *path)
+{
+    Entry *e = temp_files, *newest = e;
+    while (e != NULL && strcmp(e->name, path) != 0)
+        e = e->next;
+    if (e == NULL)
+        return;
+    Entry *older = e->next;
+    temp_files = older;
+    while (newest != older) {
+        e = newest->next;
+        free(newest);
+        newest = e;
+    }
+}
+
+/* The latest first: files before the directory that was made for them. */
 void file_remove_temps(void)
 {
     for (Entry *e = temp_files; e != NULL; e = e->next)

@@ -51,9 +51,20 @@ int file_write(const char *path, bool force, const void *bytes, size_t n,
  * longer be read ends the program with status 1 and one line that names the
  * file, instead of SIGBUS. Does nothing where there is no such signal. */
 void file_guard_mapped(void);
+/* Names a mapped file that somebody has written to since, where the system can
+ * tell: what was computed from it is worth nothing. A file that another one has
+ * replaced under its name is still as it was. */
+int file_check_mapped(Error *err);
 /* For main()'s signal handlers: removes the temporary file of every OutFile
- * that is open. Calls only what a signal handler may call. */
+ * that is open, and what temp_add named. Calls only what a signal handler may
+ * call. */
 void file_remove_temps(void);
+/* Until temp_forget, file_remove_temps removes this file, or directory if it is
+ * empty, as well: a part of what is of no use before the rest is there. */
+int temp_add(const char *path, Error *err);
+/* Forgets this and all that came after it, at once: no signal finds some of
+ * them. No OutFile that was opened in between may still be open. */
+void temp_forget(const char *path);
 
 bool path_exists(const char *path);
 bool path_is_dir(const char *path);

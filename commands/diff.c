@@ -85,7 +85,7 @@ static int diff_print(Diff *d, const Safetensors *a, const Safetensors *b,
 {
     if (d->json)
         text_add(&d->out, "[", 1);
-    if (diff_all(d, a, b, err) != 0)
+    if (diff_all(d, a, b, err) != 0 || file_check_mapped(err) != 0)
         return -1;
     if (d->json)
         text_add(&d->out, "]\n", 2);

@@ -52,6 +52,8 @@ static int score_file(Run *r, const char *path, Score *s, Error *err)
         status = fail(err, "%s: %s", path, inner.text);
     if (status == 0)
         status = score_ids(r, &ids, path, s, err);
+    if (status == 0)
+        status = file_check_mapped(err);
     s->bytes = text.length;
     ids_free(&ids);
     text_free(&text);

@@ -44,6 +44,9 @@ void handle_signals(void)
 #ifdef SIGPIPE
     signal(SIGPIPE, SIG_IGN); /* a closed stdout is a write error */
 #endif
+#ifdef SIGXFSZ
+    signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow */
+#endif
     file_guard_mapped();
 }
 
@@ -215,7 +218,9 @@ int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
     int status = generate(&r->session, ids, n, &r->generate, sink, p, stats,
                           err);
     generating = 0;
-    return status != 0 ? status : print_end(p, err);
+    if (status == 0)
+        status = print_end(p, err);
+    return status != 0 ? status : file_check_mapped(err);
 }
 
 static double rate(size_t n, double seconds)

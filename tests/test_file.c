@@ -278,7 +278,64 @@ static void test_lost_temp(void **state)
     assert_int_equal(temp_count("."), before);
 }
 
+/* A part of a whole that is not there: until it is forgotten, the end of the
+ * program removes it, and the directory around it where that is empty. */
+static void test_temp_add(void **state)
+{
+    (void)state;
+    Error err;
+    for (int kept = 0; kept < 2; kept++) {
+        assert_int_equal(mkdir("whole", 0777), 0);
+        assert_int_equal(temp_add("whole", &err), 0);
+        assert_int_equal(temp_add("whole/part", &err), 0);
+        assert_int_equal(temp_add("whole/absent", &err), 0);
+        assert_int_equal(file_write("whole/part", false, "x", 1, &err), 0);
+        if (kept) {
+            temp_forget("whole");
+            temp_forget("whole");
+        }
+        file_remove_temps();
+        assert_int_equal(path_exists("whole/part"), kept);
 #ifndef NO_POSIX
+        assert_int_equal(path_exists("whole"), kept);
+#else
+        assert_int_equal(rmdir("whole"), -kept);
+#endif
+        temp_forget("whole");
+        file_remove_temps();
+        assert_int_equal(path_exists("whole/part"), kept);
+    }
+}
+
+#ifndef NO_POSIX
+
+/* Written to in place, in or beside its end; another file under its name is
+ * none of ours. */
+static void test_changed_while_mapped(void **state)
+{
+    (void)state;
+    static const char *const changes[] = {
+        "printf x >>used", "printf xy >used", "touch -d 2001-01-01 used"};
+    Error err;
+    File file;
+    for (int i = 0; i < 3; i++) {
+        temp_write("used", "abc", 3);
+        assert_int_equal(file_open(&file, "used", &err), 0);
+        assert_int_equal(file_check_mapped(&err), 0);
+        assert_int_equal(system(changes[i]), 0);
+        assert_int_equal(file_check_mapped(&err), -1);
+        assert_string_equal(err.text, "used: was changed while in use");
+        file_close(&file);
+        assert_int_equal(file_check_mapped(&err), 0);
+    }
+    assert_int_equal(file_open(&file, "used", &err), 0);
+    temp_write("other", "longer", 6);
+    assert_int_equal(rename("other", "used"), 0);
+    assert_int_equal(file_check_mapped(&err), 0);
+    assert_int_equal(remove("used"), 0);
+    assert_int_equal(file_check_mapped(&err), 0);
+    file_close(&file);
+}
 
 /* What a child that touches the last page of a cut file leaves: its status,
  * its one line, and no temporary file. */
@@ -410,7 +467,9 @@ int main(void)
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_lost_handle),
         cmocka_unit_test(test_lost_temp),
+        cmocka_unit_test(test_temp_add),
 #ifndef NO_POSIX
+        cmocka_unit_test(test_changed_while_mapped),
         cmocka_unit_test(test_cut_while_mapped),
         cmocka_unit_test(test_other_bus_error),
 #endif
