@@ -261,19 +261,31 @@ static int write_weights(Draft *d, const char *path, bool force, Error *err)
     return failed;
 }
 
+/* A name beside the config, or in the directory that holds one. */
+static char *path_beside(const char *config_path, const char *name,
+                         Error *err)
+{
+    const char *slash = strrchr(config_path, '/');
+    size_t n = slash ? (size_t)(slash - config_path) + 1 : 0;
+    char *path;
+    if (path_is_dir(config_path))
+        return path_join(config_path, name, err);
+    path = allocate(n + strlen(name) + 1, 1, "a path", err);
+    if (!path)
+        return NULL;
+    memcpy(path, config_path, n);
+    return strcat(path, name);
+}
+
 /* Copies a file that lies beside the config, if it does. */
 static int copy_beside(const char *config_path, const char *name,
                        const char *to, bool force, Error *err)
 {
-    const char *slash = strrchr(config_path, '/');
-    size_t n = slash ? (size_t)(slash - config_path) + 1 : 0;
-    char *from = allocate(n + strlen(name) + 1, 1, "a path", err);
+    char *from = path_beside(config_path, name, err);
     File file;
     int failed;
     if (!from)
         return -1;
-    memcpy(from, config_path, n);
-    strcpy(from + n, name);
     failed = path_exists(from) ? file_open(&file, from, err) : 1;
     free(from);
     if (failed)
@@ -303,6 +315,19 @@ static int make_paths(char *paths[FILES], const char *dir, bool force,
     return 0;
 }
 
+/* What a signal is to remove, until it is done: without `force` every file,
+ * and the directory if it is new. */
+static int guard_parts(char *const paths[FILES], const char *dir,
+                      bool existed, bool force, Error *err)
+{
+    if (!existed && temp_add(dir, err))
+        return -1;
+    for (int i = 0; i < FILES && !force; i++)
+        if (temp_add(paths[i], err))
+            return -1;
+    return 0;
+}
+
 /* A model's own configs are copied; drawn weights get new ones. */
 static int write_configs(const Draft *d, char *paths[FILES], bool force,
                          Error *err)
@@ -318,9 +343,11 @@ static int write_directory(Draft *d, const char *dir, bool force, Error *err)
 {
     char *paths[FILES] = {0};
     bool existed = path_is_dir(dir);
-    int failed = make_paths(paths, dir, force, err);
+    int failed = make_paths(paths, dir, force, err)
+                 || guard_parts(paths, dir, existed, force, err);
     if (!failed && !(failed = make_dir(dir, err))) {
         failed = write_weights(d, paths[0], force, err)
+                 || file_check_mapped(err)
                  || write_configs(d, paths, force, err);
         for (int i = 3; i < FILES && !failed; i++)
             failed = copy_beside(d->from, names[i], paths[i], force, err);
@@ -329,6 +356,8 @@ static int write_directory(Draft *d, const char *dir, bool force, Error *err)
         if (failed && !existed)
             remove(dir);
     }
+    if (paths[0])
+        temp_forget(existed ? paths[0] : dir);
     for (int i = 0; i < FILES; i++)
         free(paths[i]);
     return failed ? -1 : 0;

@@ -129,9 +129,9 @@ static size_t dim(const Config *c, Dim d)
     case INTER: return c->intermediate_size;
     case MOE_INTER: return c->moe_intermediate_size;
     case SHARED_INTER: return c->n_shared_experts * c->moe_intermediate_size;
-    case EXPERTS: return c->n_routed_experts;
+    case EXPERTS: break;
     }
-    return 0;
+    return c->n_routed_experts;
 }
 
 static bool row_is_in(const Config *c, When when, size_t layer)
@@ -146,9 +146,9 @@ static bool row_is_in(const Config *c, When when, size_t layer)
     case MOE_BIAS: return moe && c->topk_method == TOPK_NOAUX_TC;
     case SHARED: return moe && c->n_shared_experts > 0;
     case MTP: return layer >= c->num_hidden_layers;
-    case UNTIED: return !c->tie_word_embeddings;
+    case UNTIED: break;
     }
-    return false;
+    return !c->tie_word_embeddings;
 }
 
 /* walk->section: 0 the embedding, 1 … L the layers, L+1 the final norm and
@@ -318,6 +318,18 @@ static int bind_scale(const Binding *b, const TensorInfo *info)
                             files->paths[t->file], b->err);
 }
 
+static int find_in_tensor(const TensorInfo *info, Error *err);
+
+/* Now, because no result would show it: a bias only chooses. */
+static int check_bias(const Binding *b, const TensorInfo *info,
+                      const StTensor *t)
+{
+    if (!find_in_tensor(info, b->err))
+        return 0;
+    return fail(b->err, "%s: %s", b->model->files.paths[t->file],
+                b->err->text);
+}
+
 static int bind_tensor(const Binding *b, const TensorInfo *info,
                        const StTensor *t)
 {
@@ -335,6 +347,8 @@ static int bind_tensor(const Binding *b, const TensorInfo *info,
     info->slot->data = device_weight(t->data, t->bytes, b->err);
     if (!info->slot->data)
         return -1;
+    if (info->kind == TENSOR_BIAS)
+        return check_bias(b, info, t);
     return f8 ? bind_scale(b, info) : 0;
 }
 

@@ -118,6 +118,15 @@ static void weigh(const Config *c, const float *scores, const int32_t *ids,
     scale(weights, weights, (float)c->routed_scaling_factor, K);
 }
 
+/* A logit that is not finite may vanish in the sigmoid, or unpicked. It must
+ * reach the result, where the weight that it comes from is looked for. */
+static void show_not_finite(const float *logits, size_t n, float *weights)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(logits[i]))
+            weights[0] = NAN;
+}
+
 /* One token. choice = s_i + b_i where there is a bias, V3 (16), masked to the
  * chosen groups. */
 static void choose(const Config *c, size_t t, MoeActs *a)
@@ -134,6 +143,7 @@ static void choose(const Config *c, size_t t, MoeActs *a)
         limit_groups(c, choice, a->group_scores + t * c->n_group, a->kept);
     top_k(ids, K, choice, N);
     weigh(c, scores, ids, a->topk_weights + t * K);
+    show_not_finite(a->logits + t * N, N, a->topk_weights + t * K);
 }
 
 void gate_forward(const float *x, const MoeWeights *w, const Config *c,

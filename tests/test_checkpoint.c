@@ -290,6 +290,23 @@ static void test_init_copies_tokenizer(void **state)
     free(config);
 }
 
+/* Also where the config was found in a directory. */
+static void test_init_copies_from_directory(void **state)
+{
+    char *dir = scratch_dup("new"), *from = scratch_dup("from");
+    Config c = config_of(MODELS "k9-shapes");
+    Error err;
+    (void)state;
+    must(make_dir(from, &err), &err);
+    put_file(scratch("from/tokenizer.json"), "{}", 2);
+    must(model_init(&c, from, dir, false, DT_BF16, 1, 0.1, &err), &err);
+    assert_true(same_file(from, dir, "tokenizer.json"));
+    remove_made(dir);
+    remove_made(from);
+    free(dir);
+    free(from);
+}
+
 /* Without --force nothing that exists is touched, with it all is new. */
 static void test_init_force(void **state)
 {
@@ -850,6 +867,7 @@ int main(void)
         cmocka_unit_test(test_init_values),
         cmocka_unit_test(test_scale_grid), cmocka_unit_test(test_init_seed),
         cmocka_unit_test(test_init_copies_tokenizer),
+        cmocka_unit_test(test_init_copies_from_directory),
         cmocka_unit_test(test_init_force),
         cmocka_unit_test(test_init_leaves_nothing),
         cmocka_unit_test(test_init_too_large),

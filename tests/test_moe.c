@@ -677,7 +677,8 @@ static void test_one_expert(void **state)
     layer_free(&l);
 }
 
-/* Numbers that are none choose some experts, each once and in range. */
+/* Numbers that are none choose some experts, each once and in range, and show
+ * in the result. */
 static void test_not_a_number(void **state)
 {
     static const float values[] = {NAN, INFINITY, -INFINITY};
@@ -700,6 +701,7 @@ static void test_not_a_number(void **state)
                 assert_true(id >= 0 && (size_t)id < N && !seen[id]);
                 seen[id] = true;
             }
+            assert_true(!isfinite(y[t * l.c.hidden_size]));
         }
         layer_free(&l);
     }
