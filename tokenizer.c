@@ -115,9 +115,7 @@ static int read_vocabulary(Tokenizer *t, const Document *d,
             return -1;
         key = json_next(&d->json, vocab, value);
     }
-    if (vocabulary_index(&t->vocabulary, d->err) != 0)
-        return doc_in_file(d, "vocab");
-    return 0;
+    return vocabulary_index(&t->vocabulary, d->err); /* JSON's keys differ */
 }
 
 typedef struct {
@@ -736,8 +734,6 @@ Tokenizer *tokenizer_open(const char *dir, Error *err)
 
 void tokenizer_close(Tokenizer *t)
 {
-    if (t == NULL)
-        return;
     vocabulary_close(&t->vocabulary);
     merges_close(&t->merges);
     pretoken_free(&t->pretokenizer);

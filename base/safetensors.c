@@ -432,8 +432,8 @@ static int read_place(Index *index, const JsonNode *key, char **to)
     if (place->file == NULL || !is_plain_name(place->file))
         return fail(index->err, "%s: weight_map: " NAME ": wanted the name of "
                     "a file beside the index, found " NAME, index->path,
-                    place->name, place->file != NULL ? place->file
-                    : "one with a zero byte");
+                    place->name, place->file == NULL ? "one with a zero byte"
+                    : place->file[0] == 0 ? "an empty one" : place->file);
     index->n++;
     return 0;
 }

@@ -230,6 +230,52 @@ static void spelled_twice(void **state)
     }
 }
 
+/* An id far beyond those before it. */
+static void holes_in_the_ids(void **state)
+{
+    Vocabulary v;
+    Error err;
+    (void)state;
+    must(vocabulary_open(&v, 2, 10, &err), &err);
+    add_token(&v, "a", 1, 1);
+    add_token(&v, "b", 1, 1000);
+    must(vocabulary_index(&v, &err), &err);
+    assert_int_equal(vocabulary_find(&v, "a", 1), 1);
+    assert_int_equal(vocabulary_find(&v, "b", 1), 1000);
+    assert_null(vocabulary_token(&v, 999));
+    vocabulary_close(&v);
+}
+
+/* More than was announced to the one that opened it, or than numbers hold. */
+static void no_room(void **state)
+{
+    Vocabulary v;
+    Merges m;
+    MergeWork work = { .room = 0 };
+    Error err;
+    size_t room;
+    (void)state;
+    must_fail(vocabulary_open(&v, 1, UINT32_MAX, &err), &err,
+              "wanted less than 4 GiB of tokens, found 4294967295");
+    must(vocabulary_open(&v, 2, 3, &err), &err);
+    memcpy(vocabulary_next(&v, &room), "abc", 3);
+    must_fail(vocabulary_add(&v, 4, 0, false, &err), &err,
+              "token abc: no room");
+    add_token(&v, "a", 1, 0);
+    add_token(&v, "b", 1, 1);
+    must_fail(vocabulary_add(&v, 1, 2, false, &err), &err,
+              "token c: no room");
+    must_fail(merges_open(&m, &v, TOKEN_LIMIT + 1, &err), &err,
+              "wanted at most 4194303 merges, found 4194304");
+    must(merges_open(&m, &v, 1, &err), &err);
+    must(merges_add(&m, 0, 1, 0, &err), &err);
+    must_fail(merges_add(&m, 1, 0, 0, &err), &err, "merge 1: no room");
+    must_fail((int)merges_apply(&m, "a", (size_t)INT32_MAX + 1, &work, &err),
+              &err, "wanted a piece below 2 GiB, found 2147483648 bytes");
+    merges_close(&m);
+    vocabulary_close(&v);
+}
+
 static void refused(void **state)
 {
     Vocabulary v;
@@ -274,6 +320,8 @@ int main(void)
         cmocka_unit_test(byte_symbols),
         cmocka_unit_test(other_spellings),
         cmocka_unit_test(spelled_twice),
+        cmocka_unit_test(holes_in_the_ids),
+        cmocka_unit_test(no_room),
         cmocka_unit_test(refused)
     };
     return cmocka_run_group_tests_name("bpe", tests, NULL, NULL);

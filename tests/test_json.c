@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <wchar.h>
 
 #include <cmocka.h>
 
@@ -810,6 +811,9 @@ static void test_text(void **state)
     assert_string_equal(t.text, expected);
     text_free(&t);
     assert_null(t.text);
+    text_printf(&t, "%lc", (wint_t)0x20ac); /* which this locale has not */
+    assert_true(t.failed);
+    text_free(&t);
 }
 
 /* A random value of at most `depth` levels, as text. */

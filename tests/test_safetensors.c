@@ -403,7 +403,7 @@ static const struct {
     {MAP("'x':'p.safetensors','x':'p.safetensors'"),
      INDEX ": line 1, column 36: the key \"x\" is there twice"},
     {MAP("'x':''"), INDEX ": weight_map: x: wanted the name of a file beside "
-     "the index, found "},
+     "the index, found an empty one"},
     {MAP("'x':'.'"), INDEX ": weight_map: x: wanted the name of a file beside "
      "the index, found ."},
     {MAP("'x':'..'"), INDEX ": weight_map: x: wanted the name of a file "
@@ -788,6 +788,30 @@ static void test_not_written(void **state)
     assert_string_equal(err.text, "n: exists already; --force overwrites it");
 }
 
+/* A header may have 100,000,000 bytes: eleven names of a tenth of that. */
+static void test_long_header(void **state)
+{
+    enum { NAMES = 11, LENGTH = ST_MAX_HEADER / 10 };
+    StSpec specs[NAMES];
+    Error err;
+    (void)state;
+    char *names = malloc(NAMES + LENGTH + 1);
+    assert_non_null(names);
+    memset(names, 'x', NAMES + LENGTH);
+    names[NAMES + LENGTH] = 0;
+    for (int i = 0; i < NAMES; i++) {
+        names[i] = (char)('a' + i);
+        specs[i] = (StSpec){names + i, DT_U8, 1, {1}};
+    }
+    int before = temp_count(".");
+    assert_int_equal(st_write("n", true, specs, NAMES, NULL, fill_nothing,
+                              NULL, &err), -1);
+    assert_string_equal(err.text,
+                        "n: 11 tensors are too many for one file");
+    assert_int_equal(temp_count("."), before);
+    free(names);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -805,6 +829,7 @@ int main(void)
         cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_damaged_index),
         cmocka_unit_test(test_not_written),
+        cmocka_unit_test(test_long_header),
     };
     return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }

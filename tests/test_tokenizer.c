@@ -519,6 +519,12 @@ static const struct {
       "\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<b>\"}"
       "},{\"Sequence\":{\"id\":\"A\"}}]}",
       "post_processor: wanted a token, found \"<b>\"" },
+    { "\"post_processor\":null", "\"post_processor\":{\"type\":"
+      "\"TemplateProcessing\"}", "single: wanted an array, found nothing" },
+    { "\"post_processor\":null", "\"post_processor\":{\"type\":"
+      "\"Sequence\",\"processors\":[{\"type\":\"Bert\"}]}",
+      "post_processor.type: wanted ByteLevel or TemplateProcessing, found "
+      "\"Bert\"" },
     { "\"type\":\"BPE\"", "\"type\":\"Unigram\"",
       "model.type: wanted \"BPE\", found \"Unigram\"" },
     { "\"model\":{", "\"model\":[],\"was\":{",
@@ -560,6 +566,7 @@ static const struct {
     { "\"a b\"", "[\"a\",\"b\",\"b\"]",
       "merges: wanted two tokens, found an array" },
     { "\"a b\"", "[\"a\",1]", "merges: wanted two tokens, found an array" },
+    { "\"a b\"", "[1,\"b\"]", "merges: wanted two tokens, found an array" },
     { "\"a b\"", "1", "merges: wanted two tokens, found 1" },
     { "\"a b\"", "\"a b\",[\"a\",\"b\"]",
       "merges: merge 1 is that of merge 0" },
@@ -634,6 +641,48 @@ static void sequences(void **state)
     free(nested);
 }
 
+static void too_many_rules(void **state)
+{
+    Text rules = {0};
+    (void)state;
+    text_printf(&rules, "\"pre_tokenizer\":{\"type\":\"Sequence\","
+                "\"pretokenizers\":[");
+    for (int i = 0; i < 17; i++)
+        text_printf(&rules, "{\"type\":\"Digits\"},");
+    text_printf(&rules, "{}]},\"was\":{\"type\":");
+    char *text = replaced(plain, BYTE_LEVEL, rules.text);
+    must_refuse(model_dir(text, NULL), "tokenizer.json: Digits: wanted at "
+                "most 16 rules, found more");
+    free(text);
+    text_free(&rules);
+}
+
+static void long_added_token(void **state)
+{
+    enum { N = 65536 };
+    Text content = {0};
+    Error err;
+    (void)state;
+    text_printf(&content, "\"content\":\"%0*d\"", N, 0);
+    char *text = replaced(plain, "\"content\":\"<s>\"", content.text);
+    assert_null(tokenizer_open(model_dir(text, NULL), &err));
+    assert_non_null(strstr(err.text, "wanted an id below 4194303 and at most "
+                           "65535 bytes, found 4 and 65536"));
+    free(text);
+    text_free(&content);
+}
+
+/* As many as no memory holds. */
+static void too_many_ids(void **state)
+{
+    IdList full = {NULL, SIZE_MAX / 8, SIZE_MAX / 8};
+    char wanted[60];
+    Error err;
+    (void)state;
+    snprintf(wanted, sizeof wanted, "too many ids: %zu", full.n);
+    must_fail(ids_add(&full, 1, &err), &err, wanted);
+}
+
 /* What is odd and harmless. */
 static void accepted(void **state)
 {
@@ -675,6 +724,9 @@ static void missing_bytes(void **state)
     must_fail(tokenizer_encode(t, "ab<s>c", 6, &ids, &err), &err,
               "the vocabulary has no token for byte 0x63");
     assert_int_equal(ids.n, 0); /* what came before it is taken back */
+    must_fail(tokenizer_encode(t, "abc<s>", 6, &ids, &err), &err,
+              "the vocabulary has no token for byte 0x63");
+    assert_int_equal(ids.n, 0);
     ids_free(&ids);
     tokenizer_close(t);
 }
@@ -704,6 +756,8 @@ static void configs(void **state)
     check_config("{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"b\","
                  "\"add_bos_token\":false,\"add_eos_token\":false}", 4, 1,
                  false);
+    check_config("{\"chat_template\":[{\"name\":\"rag\",\"template\":5}]}",
+                 -1, -1, false);
 }
 
 static void bad_configs(void **state)
@@ -784,6 +838,9 @@ int main(void)
         cmocka_unit_test(streamed_utf8),
         cmocka_unit_test(malformed),
         cmocka_unit_test(sequences),
+        cmocka_unit_test(too_many_rules),
+        cmocka_unit_test(long_added_token),
+        cmocka_unit_test(too_many_ids),
         cmocka_unit_test(accepted),
         cmocka_unit_test(missing_bytes),
         cmocka_unit_test(configs),
