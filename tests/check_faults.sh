@@ -2,37 +2,40 @@
 # check_faults.sh: each allocation, read, write, mapping and renaming fails
 # once in turn, in every command.
 #
-# tests/fault.c does that, under AddressSanitizer. Each run must end well or
-# with status 1 and one line, leak nothing, leave no temporary file, and keep
-# or replace the file that it was to write, never half of it.
+# tests/fault.c does that, under AddressSanitizer. Each run must end as if
+# nothing had failed or with status 1 and one line, leak nothing, leave no
+# temporary file, and keep or replace the file that it was to write, never half
+# of it.
 # Linux with glibc and gcc; elsewhere it says so and passes. FAULTS_BUILD and
 # FAULTS_OPT name another folder, and other flags than AddressSanitizer's.
 # usage: tests/check_faults.sh [COMMAND-PATTERN]
 set -u
 pattern=${1:-*}
-root=${FAULTS_BUILD:-build/faults}
+root=$PWD/${FAULTS_BUILD:-build/faults}
 options=${FAULTS_OPT:--O1 -g -fsanitize=address}
 calls='malloc calloc realloc fopen64 fdopen fread fwrite fflush fclose fseek
-ftell fsync rename open64 fstat64 mmap64 mkdir'
+ftell fsync rename open64 fstat64 mmap64 mkdir getc getchar
+device_weight'
 wraps=
 unset MAKEFLAGS # of a make that runs this
 for call in $calls; do wraps="$wraps -Wl,--wrap=$call"; done
 
 mkdir -p "$root"
-{ gcc -D_GNU_SOURCE -c -o "$root/fault.o" tests/fault.c &&
+{ gcc -D_GNU_SOURCE -I. -c -o "$root/fault.o" tests/fault.c &&
     make -s CC=gcc OPT="$options" BUILD="$root" \
         LDFLAGS="$wraps $root/fault.o" PROGRAM="$root/faulty" \
         "$root/faulty"; } >"$root/log" 2>&1 || {
     echo "faults: skipped, no build with --wrap here, see $root/log"
     exit 0
 }
-program=$PWD/$root/faulty
-work=$PWD/$root/work
+program=$root/faulty
+work=$root/work
 model=$PWD/tests/data/models/k1-v2-lite
 fp8=$PWD/tests/data/models/fp8-sharded
 words=$PWD/tests/data/tokenizer/v3
-tiny=$PWD/$root/tiny
+tiny=$root/tiny
 config=$PWD/tests/data/models/k3-v3/config.json
+small=$PWD/tests/data/tiny
 runs=0 failed=0
 
 complain() {
@@ -40,48 +43,78 @@ complain() {
     failed=$((failed + 1))
 }
 
-# One run in which call n fails; false when there are fewer calls.
-one() {
+# The program among old files, its input a pipe.
+run() {
     rm -rf "$work" && mkdir -p "$work/out"
     echo old >"$work/out/old"
-    (cd "$work/out" && FAULT_AT=$n FAULT_MARK=$work/mark \
-        ASAN_OPTIONS=exitcode=23:allocator_may_return_null=1 \
-        "$program" "$@" >"$work/stdout" 2>"$work/stderr" </dev/null)
+    (cd "$work/out" && cat "$input" | ASAN_OPTIONS=$asan "$program" "$@" \
+        >"$work/stdout" 2>"$work/stderr")
+}
+
+# What came out.
+output() {
+    (cd "$work" && cat stdout && find out -type f -exec cksum {} + | sort)
+}
+
+# One run in which call n fails; false when there are fewer calls.
+one() {
+    FAULT_AT=$n FAULT_MARK=$work/mark run "$@"
     status=$?
     [ -e "$work/mark" ] || return 1
     runs=$((runs + 1))
     case $status in
-    0) ;;
+    0) output | cmp -s - "$root/output" || complain "other output" ;;
     1) [ "$(wc -l <"$work/stderr")" = 1 ] ||
         complain "$(wc -l <"$work/stderr") lines on stderr" ;;
     *) complain "status $status: $(grep -m1 ERROR "$work/stderr")" ;;
     esac
     left=$(ls "$work/out" | grep -cvx -e old -e new)
     [ "$left" = 0 ] || complain "left $(ls "$work/out" | tr '\n' ' ')"
-    [ "$status" = 0 ] || [ "$(cat "$work/out/old")" = old ] ||
-        complain "spoiled the old file"
+    [ "$status" = 0 ] && return
+    [ "$(cat "$work/out/old")" = old ] || complain "spoiled the old file"
+    [ ! -e "$work/out/new" ] || complain "left a new file"
 }
 
+# NAME, then the program's words.
 try() {
     name=$1
     shift
     case $name in $pattern) ;; *) return ;; esac
+    run "$@" || { echo "faults: $name: $(cat "$work/stderr")"; exit 1; }
+    output >"$root/output"
     n=1 before=$runs
     while one "$@"; do n=$((n + 1)); done
     echo "faults: $name, $((runs - before)) calls"
 }
 
+input=/dev/null
+asan=exitcode=23:allocator_may_return_null=1
+"$program" init "$small/config.json" -o "$tiny" --force || exit 1
 try info info "$fp8"
 try info-config info "$config" --json
+try info-json info "$tiny" --json
 try generate generate "$model" --ids 1,2,3 --print-ids -n 4 --temp 0.8
 try trace trace "$model" --ids 1,2,3 -o old --force --only 'model.l*.mlp*'
 try trace-new trace "$fp8" --ids 1,2,3 -o new --only logits
-try init init "$config" -o new --dtype fp8
+try init init "$small/config.json" -o new --dtype fp8
 try tokenize tokenize "$words" "$PWD/README.md"
 try diff diff "$model/golden/golden.safetensors" \
     "$model/golden/golden.safetensors"
-"$program" init "$PWD/tests/data/tiny/config.json" -o "$tiny" --force || exit 1
-try eval eval "$tiny" "$PWD/tests/data/tiny/config.json" --ctx 512
+try eval eval "$tiny" "$small/config.json" --ctx 512
+
+# With something to read, longer than what is read at once.
+input=$root/input
+printf 'the sand\nand\n' >"$input"
+try eval-json eval "$tiny" - --ctx 9 --json
+try generate-text generate "$tiny" -p - -n 4
+try chat chat "$tiny" --template v3 --system 'on land' -n 3
+printf '{"text": "the"}\n{"text": "and"}\n' >"$input"
+try tokenize-lines tokenize "$small" --jsonl --bos
+printf '{"ids": [260, 35]}\n{"ids": [100]}\n' >"$input"
+try tokenize-ids tokenize "$small" --jsonl --decode
+awk 'BEGIN { for (; i < 14000; i++) printf "%s", i % 99 ? "aband" : " " }' \
+    >"$input"
+try tokenize-long tokenize "$small" /dev/stdin
 
 echo "faults: $runs runs, $failed complaints"
 [ "$failed" = 0 ]

@@ -4,6 +4,8 @@
  * arrive here; its sources stay as they are. FAULT_AT=n in the environment
  * lets the n-th of all these calls fail, as a full disk or a full memory
  * would, and creates the file FAULT_MARK; without it all calls go through. */
+#include "base/device.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -74,6 +76,8 @@ static void spoil(FILE *stream)
 #define FAILED_fstat64 (-1)
 #define FAILED_mmap64 MAP_FAILED
 #define FAILED_mkdir (-1)
+#define FAILED_getc EOF
+#define FAILED_getchar EOF
 
 WRAP(void *, malloc, (size_t n), (n), ENOMEM, )
 WRAP(void *, calloc, (size_t n, size_t size), (n, size), ENOMEM, )
@@ -98,6 +102,20 @@ WRAP(void *, mmap64,
      (void *p, size_t n, int prot, int flags, int fd, off64_t at),
      (p, n, prot, flags, fd, at), ENOMEM, )
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), EACCES, )
+
+WRAP(int, getc, (FILE *s), (s), EIO, spoil(s))
+WRAP(int, getchar, (void), (), EIO, spoil(stdin))
+
+/* A device whose memory is full. */
+const void *__real_device_weight(const void *p, size_t n, Error *err);
+const void *__wrap_device_weight(const void *p, size_t n, Error *err);
+const void *__wrap_device_weight(const void *p, size_t n, Error *err)
+{
+    if (!due("device_weight"))
+        return __real_device_weight(p, n, err);
+    snprintf(err->text, sizeof err->text, "the device is full");
+    return NULL;
+}
 
 /* open's third argument is there only when a file is made. */
 int __real_open64(const char *path, int flags, ...);
