@@ -80,12 +80,7 @@ fuzz: ## search for inputs that break a reader, FUZZ seconds each
 	sh tests/fuzz.sh $(FUZZ)
 
 coverage: ## print which lines the tests and failing calls ran (gcc)
-	find $(BUILD) -name '*.gcda' -delete
-	$(MAKE) -s CC=gcc OPT='-O0 -g --coverage' BUILD=$(BUILD)/coverage \
-	    PROGRAM=$(BUILD)/coverage/deepseek test
-	FAULTS_BUILD=$(BUILD)/coverage FAULTS_OPT='-O0 -g --coverage' \
-	    sh tests/check_faults.sh
-	sh tests/coverage.sh $(BUILD)/coverage $(LOADERS)
+	sh tests/coverage.sh $(LOADERS)
 
 bench: $(PROGRAM) $(BENCHES) ## measure; beside peers, if PYTHON has them
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh bench/table.sh $(BUILD)/bench
