@@ -1,5 +1,6 @@
 /* The program as a user meets it: run as a child, its output, its one line of
- * complaint and its exit status compared. DEEPSEEK names it, else ./deepseek.
+ * complaint and its exit status compared. What it refuses is in
+ * test_malformed.c.
  *
  * data/tiny is a V3-style config (2 layers, 8 experts, an MTP layer) with a
  * tokenizer of the 256 bytes and seven merges, made by hand; `init` gives it
@@ -8,284 +9,18 @@
 #define _XOPEN_SOURCE 700
 #include "../base/json.h"
 
-#include <setjmp.h>
+#include "program.h"
+
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
 
-#include <cmocka.h>
-
-#include "temp.h"
-
-typedef struct {
-    int status;
-    char out[1 << 16], err[1 << 12]; /* texts */
-} Result;
-
-static Result last;
-
-static void read_text(const char *path, char *text, size_t size)
-{
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    text[fread(text, 1, size - 1, f)] = '\0';
-    fclose(f);
-}
-
-/* The whole of sh's line; %s of it is never a stranger's. */
-static int shell(const char *line)
-{
-    int status = system(line);
-    assert_true(WIFEXITED(status));
-    return WEXITSTATUS(status);
-}
-
-/* Runs ./deepseek with these words, as the shell reads them. */
-static const Result *run(const char *words)
-{
-    char line[2048];
-    snprintf(line, sizeof line, "./deepseek %s >out 2>err </dev/null", words);
-    last.status = shell(line);
-    read_text("out", last.out, sizeof last.out);
-    read_text("err", last.err, sizeof last.err);
-    return &last;
-}
-
-static const Result *run_with(const char *input, const char *words)
-{
-    char line[2048];
-    temp_write("in", input, strlen(input));
-    snprintf(line, sizeof line, "./deepseek %s >out 2>err <in", words);
-    last.status = shell(line);
-    read_text("out", last.out, sizeof last.out);
-    read_text("err", last.err, sizeof last.err);
-    return &last;
-}
-
-/* As run, where all must be well; returns what was printed. */
-static const char *done(const char *words)
-{
-    run(words);
-    if (last.status != 0)
-        fail_msg("%s: %s", words, last.err);
-    return last.out;
-}
-
-/* The same in memory of its own. */
-static char *done_dup(const char *words)
-{
-    char *copy = strdup(done(words));
-    assert_non_null(copy);
-    return copy;
-}
-
-static void complains(const char *words, int status, const char *message)
-{
-    char line[1024];
-    snprintf(line, sizeof line, "deepseek: %s\n", message);
-    if (last.status != status || strcmp(last.err, line) != 0)
-        fail_msg("%s: wanted %d and %s, found %d and %s", words, status, line,
-                 last.status, last.err);
-}
-
-/* Enters an empty directory with the program, the data and two models: m, and
- * bare without a tokenizer. */
+/* Two models: m, and bare without a tokenizer. */
 static int begin(void **state)
 {
-    const char *program = getenv("DEEPSEEK");
-    char *binary = realpath(program != NULL ? program : "deepseek", NULL);
-    char *data = realpath("tests/data", NULL);
-    if (binary == NULL || data == NULL || temp_begin(state) != 0 ||
-        symlink(binary, "deepseek") != 0 || symlink(data, "data") != 0)
+    if (program_begin(state) != 0)
         return -1;
-    free(binary);
-    free(data);
     done("init data/tiny/config.json -o m --std 0.3 --dtype f32");
     done("init data/tiny/config.json -o bare --std 0.3 --dtype bf16");
     return unlink("bare/tokenizer.json") | unlink("bare/tokenizer_config.json");
-}
-
-/* Refusals ----------------------------------------------------------------- */
-
-typedef struct {
-    const char *words;
-    int status;
-    const char *message;
-} Refusal;
-
-static const Refusal refusals[] = {
-    {"", 2, "a command is wanted (deepseek --help lists them)"},
-    {"run m", 2, "unknown command 'run' (deepseek --help lists them)"},
-    {"--version", 2, "unknown option '--version' (deepseek --help lists what "
-     "there is)"},
-    {"info", 2, "info wants DIR|config.json (deepseek info --help says more)"},
-    {"info a b", 2, "info takes DIR|config.json, and 'b' is one too many"},
-    {"info m --seed 1", 2, "info has no option '--seed' (deepseek info "
-     "--help lists its options)"},
-    {"generate", 2, "generate wants DIR (deepseek generate --help says "
-     "more)"},
-    {"generate m", 2, "generate wants -p or --ids (deepseek generate --help "
-     "says more)"},
-    {"generate m -p a --ids 1", 2, "generate wants only one of -p or --ids"},
-    {"generate m -p", 2, "-p wants a value: TEXT"},
-    {"generate m -p a --frobnicate", 2, "generate has no option "
-     "'--frobnicate' (deepseek generate --help lists its options)"},
-    {"generate m -p a --temp=-1", 2, "--temp wants a number from 0 to 100, "
-     "not '-1'"},
-    {"generate m -p a --top-p 2", 2, "--top-p wants a number from 0 to 1, not "
-     "'2'"},
-    {"generate m -p a -n 0", 2, "-n wants a whole number from 1 to "
-     "1000000000000000, not '0'"},
-    {"generate m -p a --mla both", 2, "--mla wants one of absorbed|naive, not "
-     "'both'"},
-    {"generate m --ids 1,,2", 2, "--ids wants whole numbers as in 1,2,3, not "
-     "'1,,2'"},
-    {"generate m --ids -1", 2, "--ids wants whole numbers as in 1,2,3, not "
-     "'-1'"},
-    {"chat m --template v4", 2, "--template wants one of "
-     "v2|v2.5|v3|r1|v3.1, not 'v4'"},
-    {"eval m", 2, "eval wants DIR FILE... (deepseek eval --help says more)"},
-    {"tokenize", 2, "tokenize wants DIR [FILE] (deepseek tokenize --help says "
-     "more)"},
-    {"trace m --ids 1", 2, "trace wants -o (deepseek trace --help says "
-     "more)"},
-    {"trace m -o x", 2, "trace wants -p or --ids (deepseek trace --help says "
-     "more)"},
-    {"diff a", 2, "diff wants A.safetensors B.safetensors (deepseek diff "
-     "--help says more)"},
-    {"init data/tiny/config.json", 2, "init wants -o (deepseek init --help "
-     "says more)"},
-    {"init data/tiny/config.json -o x --dtype int8", 2, "--dtype wants one of "
-     "f32|f16|bf16|fp8, not 'int8'"},
-    {"fp8", 2, "fp8 wants accumulation | formats DIR FILE (deepseek fp8 "
-     "--help says more)"},
-
-    {"info nothing", 1, "nothing: cannot open: No such file or directory"},
-    {"info empty", 1, "empty/config.json: cannot open: No such file or "
-     "directory"},
-    {"info data", 1, "data/config.json: cannot open: No such file or "
-     "directory"},
-    {"generate empty -p a", 1, "empty/config.json: cannot open: No such file "
-     "or directory"},
-    {"generate bare -p a --print-ids", 1, "bare has no tokenizer.json: give "
-     "--ids instead of -p"},
-    {"generate bare --ids 1", 1, "bare has no tokenizer.json: add "
-     "--print-ids"},
-    {"chat bare", 1, "bare has no tokenizer.json"},
-    {"chat m", 1, "m: tokenizer_config.json has no chat template known here: "
-     "choose one with --template"},
-    {"eval bare in", 1, "bare has no tokenizer.json"},
-    {"eval m nothing", 1, "nothing: cannot open: No such file or directory"},
-    {"eval m -", 1, "- is empty"},
-    {"generate m --ids 288", 1, "id 0 of the input: wanted 0 to 287 "
-     "(vocab_size - 1), found 288"},
-    {"generate m --ids 99999999999", 1, "an id is a whole number from 0 to "
-     "2147483647, not '99999999999'"},
-    {"generate m --ids 1,2,3 --ctx 2", 1, "context: wanted at most 2 tokens, "
-     "found 3"},
-    {"tokenize m nothing", 1, "nothing: cannot open: No such file or "
-     "directory"},
-    {"trace m --ids 1 -o m/config.json", 1, "m/config.json: exists already; "
-     "--force overwrites it"},
-    {"diff m nothing", 1, "nothing: cannot open: No such file or directory"},
-    {"init data/tiny/config.json -o m", 1, "m/model.safetensors exists; "
-     "--force overwrites it"},
-    {"fp8 formats m", 1, "fp8: wanted 'accumulation' or 'formats DIR FILE', "
-     "found 'formats' and 1 more"},
-    {"fp8 speed m in", 1, "fp8: wanted 'accumulation' or 'formats DIR FILE', "
-     "found 'speed' and 2 more"},
-    {"fp8 accumulation --ctx 4", 1, "fp8 accumulation has no model and takes "
-     "no option of one"},
-    {"fp8 formats m in --seed 4", 1, "fp8 formats draws no numbers and takes "
-     "no --seed"},
-    {"fp8 formats nothing in", 1, "nothing: cannot open: No such file or "
-     "directory"},
-    {"fp8 formats bare in", 1, "bare has no tokenizer.json"},
-    {"fp8 formats m nothing", 1, "nothing: cannot open: No such file or "
-     "directory"},
-    {"fp8 formats m -", 1, "- is empty"},
-};
-
-static void every_refusal_is_one_line(void **state)
-{
-    (void)state;
-    mkdir("empty", 0700);
-    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
-        const Refusal *r = &refusals[i];
-        run(r->words);
-        complains(r->words, r->status, r->message);
-        assert_string_equal(last.out, "");
-    }
-}
-
-/* Half-written files have names of their own, so the message has one too. */
-static void an_unwritable_target(void **state)
-{
-    (void)state;
-    run("trace m --ids 1 -o no/such");
-    assert_int_equal(last.status, 1);
-    assert_ptr_equal(strstr(last.err, "deepseek: no/such"), last.err);
-    assert_string_equal(strchr(last.err, '\n'), "\n");
-}
-
-static void bad_input_is_refused(void **state)
-{
-    (void)state;
-    run_with("the \xff", "tokenize m");
-    complains("tokenize", 1, "text: wanted UTF-8, found byte 0xff at offset 4");
-    run_with("1 2 3x", "tokenize m --decode");
-    complains("ids", 1, "an id is a whole number from 0 to 2147483647, not "
-              "'3x'");
-    run_with("1 9999", "tokenize m --decode");
-    complains("ids", 1, "no token has the id 9999");
-    run_with("{\"text\": 1}\n", "tokenize m --jsonl");
-    complains("jsonl", 1, "input line 1: wanted an object with a string "
-              "\"text\"");
-    run_with("{\"ids\": [1]}\n[1]\n", "tokenize m --jsonl --decode");
-    complains("jsonl", 1, "input line 2: wanted an object with an array "
-              "\"ids\"");
-    run_with("{\"ids\": [1.5]}\n", "tokenize m --jsonl --decode");
-    complains("jsonl", 1, "input line 1: ids: an id is a whole number from 0 "
-              "to 2147483647");
-}
-
-static void a_full_stdout_is_an_error(void **state)
-{
-    static const char *const words[] = {
-        "--help", "--man", "info m", "info m --json", "generate m -p a",
-        "generate m --ids 1 --print-ids", "tokenize m in", "diff m m",
-        "eval m in", "fp8 accumulation", "fp8 formats m in"};
-    (void)state;
-    if (access("/dev/full", W_OK) != 0)
-        skip();
-    temp_write("in", "a", 1);
-    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++) {
-        char line[256];
-        snprintf(line, sizeof line, "./deepseek %s >/dev/full 2>err",
-                 words[i]);
-        last.status = shell(line);
-        read_text("err", last.err, sizeof last.err);
-        complains(words[i], 1, "cannot write to standard output: No space "
-                  "left on device");
-    }
-}
-
-static void a_closed_pipe_is_an_error(void **state)
-{
-    (void)state;
-    last.status = shell("{ ./deepseek generate m --ids 1 -n 100000 --ctx "
-                        "100000 2>err; echo $? >status; } | head -c 1 "
-                        ">/dev/null");
-    read_text("err", last.err, sizeof last.err);
-    complains("generate | head", 0, "cannot write to standard output: Broken "
-              "pipe");
-    read_text("status", last.out, sizeof last.out);
-    assert_string_equal(last.out, "1\n");
 }
 
 /* Help --------------------------------------------------------------------- */
@@ -793,11 +528,6 @@ static void fp8_formats(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_refusal_is_one_line),
-        cmocka_unit_test(an_unwritable_target),
-        cmocka_unit_test(bad_input_is_refused),
-        cmocka_unit_test(a_full_stdout_is_an_error),
-        cmocka_unit_test(a_closed_pipe_is_an_error),
         cmocka_unit_test(help_of_each_command),
         cmocka_unit_test(manual_page_and_completion),
         cmocka_unit_test(info_of_a_config),
