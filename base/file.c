@@ -460,7 +460,8 @@ static int check_target(const char *path, bool force, Error *err)
     return 0;
 }
 
-/* Opens a name beside `path` that nothing has yet; its entry in *temp. */
+/* Opens a name beside `path` that nothing has yet; its entry in *temp, linked
+ * before there is a file that a signal should remove. */
 static FILE *create_temp(const char *path, Entry **temp, Error *err)
 {
     size_t n = strlen(path) + 48;
@@ -469,12 +470,15 @@ static FILE *create_temp(const char *path, Entry **temp, Error *err)
         return NULL;
     for (int i = 0; i == 0 || (i < 100 && path_exists(name)); i++)
         snprintf(name, n, "%s.%ld-%d.tmp", path, process_id(), i);
-    FILE *stream = NULL;
     errno = 0;
     *temp = entry_new(name, err);
-    if (*temp != NULL && (stream = create(name)) == NULL)
-        fail_to("create", path, err);
     free(name);
+    if (*temp == NULL)
+        return NULL;
+    entry_link(&temp_files, *temp);
+    FILE *stream = create((*temp)->name);
+    if (stream == NULL)
+        fail_to("create", path, err);
     return stream;
 }
 
@@ -487,12 +491,13 @@ int out_open(OutFile *out, const char *path, bool force, Error *err)
     Entry *temp = NULL;
     FILE *stream = copy != NULL ? create_temp(path, &temp, err) : NULL;
     if (stream == NULL) {
+        if (temp != NULL)
+            entry_unlink(&temp_files, temp);
         free(copy);
         free(temp);
         return -1;
     }
     strcpy(copy, path);
-    entry_link(&temp_files, temp);
     *out = (OutFile){stream, copy, temp->name, force};
     return 0;
 }

@@ -672,9 +672,6 @@ static const Case arguments[] = {
     {"--ids is given twice", LINE("generate tiny --ids 1 --ids 2")},
     {"--ids wants whole numbers as in 1,2,3, not ''",
      LINE("generate tiny --ids ''")},
-    {"--reading: wanted latent-eps=1e-6|rms_norm_eps or "
-     "v2-norm-topk=divide|divide-and-scale, found sideways=1",
-     RUN("generate tiny --ids 1 --reading sideways=1")},
     {"context: wanted 1 to 1073741824 tokens, found 1000000000000000",
      RUN("generate tiny --ids 1 --ctx 1000000000000000")},
     {"data/tiny/tokenizer.json: model_type is missing; wanted deepseek_v2 or "
