@@ -164,10 +164,39 @@ static void tile(float *lanes, const float *from, const Panel *panel,
                    (rest + LANES - 1) / LANES * LANES);
 }
 
-/* The trees of four outputs, side by side. */
-static void tree4(float out[4], const float *lanes)
+/* The trees of four outputs or, by vectors of eight, two times four. */
+enum { TREES = VW == 16 ? 8 : 4 };
+
+#if !GNU_VECTORS || !HAS_BUILTIN(__builtin_shufflevector)
+static void trees(float out[TREES], const float *lanes)
 {
-#if GNU_VECTORS && HAS_BUILTIN(__builtin_shufflevector)
+    for (int i = 0; i < TREES; i++)
+        out[i] = tree(lanes + i * LANES);
+}
+#elif VW == 16
+static void trees(float out[TREES], const float *lanes)
+{
+    V8 q[4], a, b;
+    for (int i = 0; i < 4; i++) {
+        V8 p[4];
+        memcpy(p, lanes + i * LANES, 2 * sizeof *p);
+        memcpy(p + 2, lanes + (i + 4) * LANES, 2 * sizeof *p);
+        a = p[0] + p[1];
+        b = p[2] + p[3];
+        q[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    a = __builtin_shufflevector(q[0], q[1], 0, 1, 8, 9, 4, 5, 12, 13) +
+        __builtin_shufflevector(q[0], q[1], 2, 3, 10, 11, 6, 7, 14, 15);
+    b = __builtin_shufflevector(q[2], q[3], 0, 1, 8, 9, 4, 5, 12, 13) +
+        __builtin_shufflevector(q[2], q[3], 2, 3, 10, 11, 6, 7, 14, 15);
+    a = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+        __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    memcpy(out, &a, sizeof a);
+}
+#else
+static void trees(float out[TREES], const float *lanes)
+{
     V4 q[4], a, b;
     for (int i = 0; i < 4; i++) {
         V4 p[4];
@@ -181,21 +210,19 @@ static void tree4(float out[4], const float *lanes)
     a = __builtin_shufflevector(a, b, 0, 2, 4, 6) +
         __builtin_shufflevector(a, b, 1, 3, 5, 7);
     memcpy(out, &a, sizeof a);
-#else
-    for (int i = 0; i < 4; i++)
-        out[i] = tree(lanes + i * LANES);
-#endif
 }
+#endif
 
-/* y[i] = the tree of lanes[i], for n outputs; there are lanes for the next
- * multiple of four. */
+/* y[i] = the tree of lanes[i], for n <= R outputs; there are lanes for R. */
 static void fold(float *y, const float *lanes, size_t n)
 {
-    float out[4];
-    for (size_t i = 0; i < n; i += 4) {
-        tree4(out, lanes + i * LANES);
-        memcpy(y + i, out, least(4, n - i) * sizeof *y);
-    }
+    float out[R];
+    for (size_t i = 0; i < R; i += TREES)
+        trees(out + i, lanes + i * LANES);
+    if (n == R)
+        memcpy(y, out, sizeof out); /* a length that the compiler knows */
+    else
+        memcpy(y, out, n * sizeof *y);
 }
 
 /* Columns of a panel: w's in equal parts, multiples of 128. */

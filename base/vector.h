@@ -35,6 +35,7 @@ typedef V VOnce __attribute__((may_alias, aligned(1)));
 typedef int32_t VMask __attribute__((vector_size(VW * sizeof(float))));
 typedef uint64_t VBits __attribute__((vector_size(VW * sizeof(float))));
 typedef float V4 __attribute__((vector_size(4 * sizeof(float))));
+typedef float V8 __attribute__((vector_size(8 * sizeof(float))));
 #define AT(v, i) (v)[i]
 #else
 #define GNU_VECTORS 0
