@@ -1,38 +1,58 @@
-/* matmul_scaled.c: the product of two FP8 operands with scales, as it is
- * defined (docs/numerics.md). */
+/* matmul_scaled.c: the product of two FP8 operands with scales, in the order
+ * that docs/numerics.md defines: every output has lanes of its own, so that
+ * rows of x may share a decoded block of w. */
 #include "tile.h"
 
-/* Block b of one output: fresh lanes over its columns. */
-static void block_lanes(float p[LANES], const float *w, const float *x,
+enum { GROUP = 16 };   /* rows of x that do */
+
+/* lanes += values[k] x[k], n of them, a multiple of 16. */
+static void block_lanes(float p[LANES], const float *values, const float *x,
                         size_t n)
 {
-    for (size_t k = 0; k < n; k++)
-        p[k % LANES] = fma32(w[k], x[k], p[k % LANES]);
+    for (size_t k = 0; k < n; k += LANES)
+        for (size_t l = 0; l < LANES; l++)
+            p[l] = fma32(values[k + l], x[k + l], p[l]);
 }
 
-static float dot_scaled(const Matrix *w, size_t r, const float *x,
-                        const float *x_scale)
+/* a += s · (fresh lanes of one block); values are padded with 0. */
+static void add_block(float a[LANES], const float *values, const float *x,
+                      size_t n, float s)
 {
-    ALIGNED float values[F8_BLOCK];
-    float a[LANES] = {0};
-    for (size_t b = 0; b < blocks(w->cols); b++) {
-        float p[LANES] = {0}, padded[F8_BLOCK] = {0};
-        size_t n = least(F8_BLOCK, w->cols - b * F8_BLOCK);
-        float s = x_scale[b] * block_scale(w, r, b);
-        matrix_decode(values, LANES, w->dtype, at(w, r, b * F8_BLOCK), n);
-        memcpy(padded, x + b * F8_BLOCK, n * sizeof *x);
-        block_lanes(p, values, padded, (n + LANES - 1) / LANES * LANES);
-        for (int l = 0; l < LANES; l++)
-            a[l] = fma32(p[l], s, a[l]);
+    float p[LANES] = {0}, last[LANES] = {0};
+    size_t whole = n / LANES * LANES;
+    block_lanes(p, values, x, whole);
+    memcpy(last, x + whole, (n - whole) * sizeof *x);
+    if (whole < n)
+        block_lanes(p, values + whole, last, LANES);
+    for (size_t l = 0; l < LANES; l++)
+        a[l] = fma32(p[l], s, a[l]);
+}
+
+/* y[t] = the output of row r of w for T <= GROUP rows of x. */
+static void dots_scaled(float *y, size_t ldy, const float *x, size_t ldx,
+                        const float *x_scale, size_t T, const Matrix *w,
+                        size_t r)
+{
+    ALIGNED float values[F8_BLOCK], a[GROUP][LANES] = {{0}};
+    size_t n_blocks = blocks(w->cols);
+    for (size_t b = 0; b < n_blocks; b++) {
+        size_t k = b * F8_BLOCK, n = least(F8_BLOCK, w->cols - k);
+        float s = block_scale(w, r, b);
+        matrix_decode(values, LANES, w->dtype, at(w, r, k), n);
+        for (size_t t = 0; t < T; t++)
+            add_block(a[t], values, x + t * ldx + k, n,
+                      x_scale[t * n_blocks + b] * s);
     }
-    return tree(a);
+    for (size_t t = 0; t < T; t++)
+        y[t * ldy] = tree(a[t]);
 }
 
 void matmul_scaled(float *y, size_t ldy, const float *x, size_t ldx,
                    const float *x_scale, size_t T, const Matrix *w)
 {
-    for (size_t t = 0; t < T; t++)
+    for (size_t t = 0; t < T; t += GROUP)
         for (size_t n = 0; n < w->rows; n++)
-            y[t * ldy + n] = dot_scaled(w, n, x + t * ldx,
-                                        x_scale + t * blocks(w->cols));
+            dots_scaled(y + t * ldy + n, ldy, x + t * ldx, ldx,
+                        x_scale + t * blocks(w->cols), least(GROUP, T - t), w,
+                        n);
 }
