@@ -61,14 +61,23 @@ Trace *trace_open(const char *path, bool force, const char *only, Error *err)
     return trace;
 }
 
-Trace *trace_to(TraceSink *sink, void *context, Error *err)
+Trace *trace_to(TraceSink *sink, void *context, const char *only, Error *err)
 {
     Trace *trace = allocate(1, sizeof *trace, "a trace", err);
-    if (trace != NULL) {
-        trace->sink = sink;
-        trace->context = context;
-    }
-    return trace;
+    if (trace == NULL)
+        return NULL;
+    trace->sink = sink;
+    trace->context = context;
+    trace->only = only != NULL ? copy(only, err) : NULL;
+    if (only == NULL || trace->only != NULL)
+        return trace;
+    trace_abort(trace);
+    return NULL;
+}
+
+static size_t digits(const char *s)
+{
+    return strspn(s, "0123456789");
 }
 
 /* On a mismatch the last '*' takes in one character more and all behind it is
@@ -80,6 +89,9 @@ static bool matches(const char *pattern, const char *name)
         if (*pattern == '*') {
             star = ++pattern;
             retry = name;
+        } else if (*pattern == '#' && digits(name) > 0) {
+            pattern++;
+            name += digits(name);
         } else if (*pattern == '?' || *pattern == *name) {
             pattern++;
             name++;

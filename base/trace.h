@@ -13,14 +13,14 @@
 
 typedef struct Trace Trace;
 
-/* only: a pattern ('*' any run, '?' one character) that names must match;
- * NULL for all. */
+/* only: a pattern ('*' any run, '?' one character, '#' a run of digits) that
+ * names must match; NULL for all. */
 Trace *trace_open(const char *path, bool force, const char *only, Error *err);
 /* What trace_put is given goes to a function, as it comes, and to no file. */
 typedef int TraceSink(void *context, const char *name, DType type,
                       const void *values, int rank, const size_t *shape,
                       Error *err);
-Trace *trace_to(TraceSink *sink, void *context, Error *err);
+Trace *trace_to(TraceSink *sink, void *context, const char *only, Error *err);
 /* True where a tensor of this name is wanted: ask before computing extra. */
 bool trace_wants(const Trace *trace, const char *name);
 /* type: DT_F32 or DT_I32; shape[0] rows. The first error is kept until

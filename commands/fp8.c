@@ -335,7 +335,7 @@ static int measure_ids(Run *r, const Arguments *a, Error *err)
     Losses losses = {.config = &r->model.config};
     const IdList *ids = &r->prompt;
     size_t most = ids->n < WINDOW ? ids->n : WINDOW;
-    Trace *trace = trace_to(add_stage, &losses, err);
+    Trace *trace = trace_to(add_stage, &losses, NULL, err);
     int status = trace == NULL ? -1 : 0;
     if (status == 0)
         status = open_session(r, a, most, false, trace, err);

@@ -113,6 +113,10 @@ static void test_patterns(void **state)
     memset(name, 'a', 4000);
     name[4000] = 0;
     assert_false(wants("*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*b", name));
+    assert_true(wants("l.#", "l.0") && wants("l.#", "l.127"));
+    assert_true(wants("l.#.q", "l.12.q") && wants("*#", "l.12"));
+    assert_false(wants("l.#", "l.") || wants("l.#", "l.1.q"));
+    assert_false(wants("l.#", "l.x") || wants("#", "12a"));
 }
 
 static void test_only(void **state)
@@ -276,14 +280,15 @@ static void test_to_a_function(void **state)
     float q[6] = {1, 2, 3, 4, 5, 6}, sum = 0;
     int32_t ids[1] = {1};
     Error err;
-    Trace *trace = trace_to(take, &sum, &err);
+    Trace *trace = trace_to(take, &sum, "?", &err);
     assert_non_null(trace);
     assert_true(trace_wants(trace, "q"));
+    assert_false(trace_wants(trace, "0.q"));
     trace_put(trace, "q", DT_F32, q, 2, SHAPE(1, 2));
     trace_put(trace, "q", DT_F32, q + 2, 2, SHAPE(2, 2));
     end(trace);
     assert_true(sum == 21);
-    trace = trace_to(take, &sum, &err);
+    trace = trace_to(take, &sum, NULL, &err);
     trace_put(trace, "ids", DT_I32, ids, 1, SHAPE(1));
     trace_put(trace, "q", DT_F32, q, 2, SHAPE(1, 2));
     end_with(trace, "no ids here");
