@@ -242,9 +242,11 @@ static double keep_bits(double x, int e, bool down)
 static int greatest_exponent(const double *p, size_t n)
 {
     int greatest = -18, e;
-    for (size_t i = 0; i < n; i++)
-        if (frexp(p[i], &e) && e - 1 > greatest)
+    for (size_t i = 0; i < n; i++) {
+        double fraction = frexp(p[i], &e);
+        if (fabs(fraction) > 0 && e - 1 > greatest)
             greatest = e - 1;
+    }
     return greatest;
 }
 

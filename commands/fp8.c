@@ -270,7 +270,7 @@ static int place_of(const Config *c, const char *name)
         i++;
     if (i == n || (stages[i].place == DISPATCH && !config_is_moe(c, layer)))
         return -1;
-    return stages[i].place;
+    return (int)stages[i].place;
 }
 
 static int add_stage(void *context, const char *name, DType type,
