@@ -296,10 +296,776 @@ static void test_greedy_is_plain(void **state)
                 && met.enough > 100);
 }
 
+/* The ends that a draft may reach, one by one: -n, the context, a stop id and
+ * a sink inside it. In these models every draft is right. */
+static void test_ends_inside_a_draft(void **state)
+{
+    Random r = test_random();
+    Met met = {0};
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        Model m = model_of(random_config(&r), &r, 0);
+        Task t = random_task(&m, &r);
+        for (size_t end = 0; end < 4 * 14; end++) {
+            size_t n = end / 4 + 1;
+            Said none = {.enough = end % 4 == 0 ? n : 0};
+            Task plain = t;
+            plain.o.n = end % 4 == 1 ? n : 20;
+            plain.session.ctx = t.n + (end % 4 == 2 ? n : 20);
+            plain.o.stop = &t.prompt[n % t.n];
+            plain.o.n_stop = end % 4 == 3;
+            Task drafted = plain;
+            drafted.drafts = random_between(&r, 3, 6);
+            Said a = run_task(&plain, none), b = run_task(&drafted, none);
+            must_agree(&b, &a);
+            note(&met, &drafted, &b);
+        }
+        model_free(&m);
+    }
+    assert_true(met.accepted > 500 && met.full > 50 && met.enough > 50);
+}
+
+/* An error of the sink comes through, from a draft too. */
+static void test_sink_refuses(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (size_t n = 1; n < 8; n++) {
+        Model m = model_of(random_config(&r), &r, 0);
+        Task t = random_task(&m, &r);
+        Said said = {.enough = n, .answer = -1};
+        Session s;
+        Mtp mtp;
+        Error err;
+        t.drafts = 4;
+        t.o.n = 20;
+        t.session.ctx = t.n + 20;
+        open_task(&t, &s, &mtp);
+        must_fail(run_on(&t, &s, &mtp, &said, &err), &err, "no more room");
+        assert_int_equal(said.n, n);
+        mtp_close(&mtp);
+        session_close(&s);
+        model_free(&m);
+    }
+}
+
+/* Caches ----------------------------------------------------------------- */
+
+/* What a run leaves in the caches is what all its tokens would have left if
+ * they had been known from the start: of the main model, and of each module
+ * up to the first row that is not final. */
+static void check_caches(const Task *t, const Session *s, const Mtp *mtp,
+                         const Said *text)
+{
+    const Config *c = &t->model->config;
+    size_t width = c->kv_lora_rank + c->qk_rope_head_dim;
+    size_t L = c->num_hidden_layers, ctx = t->session.ctx;
+    int32_t all[2 * MOST];
+    Task whole = *t;
+    Session other;
+    Mtp modules;
+    Error err;
+    memcpy(all, t->prompt, t->n * sizeof *all);
+    memcpy(all + t->n, text->ids, text->n * sizeof *all);
+    whole.session.chunk = 0;
+    open_task(&whole, &other, &modules);
+    must(mtp_prompt(&modules, all, s->pos, NULL, &err), &err);
+    for (size_t l = 0; l < L + s->options.modules; l++) {
+        size_t rows = l < L ? s->pos : mtp->row[l - L];
+        assert_true(rows <= s->pos);
+        must_equal_bits(s->cache + l * ctx * width,
+                        other.cache + l * ctx * width, rows * width, "cache");
+    }
+    mtp_close(&modules);
+    session_close(&other);
+}
+
+static void test_caches_are_as_if_known(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        Model m = model_of(random_config(&r), &r, random_noise(&r));
+        Task t = random_task(&m, &r);
+        Said text = {.n = 0};
+        Session s;
+        Mtp mtp;
+        Error err;
+        t.drafts = random_between(&r, 1, 6);
+        open_task(&t, &s, &mtp);
+        must(run_on(&t, &s, &mtp, &text, &err), &err);
+        check_caches(&t, &s, &mtp, &text);
+        mtp_close(&mtp);
+        session_close(&s);
+        model_free(&m);
+    }
+}
+
+/* A prompt after a text that was drafted, at any point of it, is as a new
+ * one: mtp_rewind says from where on it has to run. */
+static void check_continued(const Task *t, Random *r, Said *text)
+{
+    Session s;
+    Mtp mtp;
+    Error err;
+    Task next = *t, fresh;
+    Said said = {.n = 0}, want;
+    size_t known, all;
+    open_task(t, &s, &mtp);
+    must(run_on(t, &s, &mtp, text, &err), &err);
+    known = random_between(r, 0, s.pos);
+    all = known;
+    memcpy(next.prompt + t->n, text->ids,
+           (MOST - t->n < text->n ? MOST - t->n : text->n)
+               * sizeof *text->ids);
+    while (all < known + 3 && all < MOST && all < t->session.ctx)
+        next.prompt[all++] = t->prompt[0];
+    fresh = next;
+    fresh.n = all;
+    fresh.drafts = 0;
+    size_t left = mtp_rewind(&mtp, known < all ? known : all - 1);
+    assert_true(left <= known
+                && left + s.options.modules + t->drafts + 1 >= known);
+    assert_int_equal(s.pos, left);
+    memmove(next.prompt, next.prompt + left,
+            (all - left) * sizeof *next.prompt);
+    next.n = all - left;
+    must(run_on(&next, &s, &mtp, &said, &err), &err);
+    want = run_task(&fresh, (Said){.n = 0});
+    assert_int_equal(said.n, want.n);
+    assert_memory_equal(said.ids, want.ids, want.n * sizeof *want.ids);
+    assert_int_equal(said.pos, want.pos);
+    mtp_close(&mtp);
+    session_close(&s);
+}
+
+static void test_continued(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        Model m = model_of(random_config(&r), &r, random_noise(&r));
+        Task t = random_task(&m, &r);
+        Said text = {.n = 0};
+        t.drafts = random_between(&r, 1, 6);
+        check_continued(&t, &r, &text);
+        model_free(&m);
+    }
+}
+
+/* A prompt in any chunks leaves the same drafts, of a model whose modules are
+ * at work on it in every chunk. */
+static void test_chunks_change_no_draft(void **state)
+{
+    Random r = test_random();
+    GenerateOptions o = {.sampler = {0, 0, 1}};
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        Model m = model_of(random_config(&r), &r, -1);
+        Task t = random_task(&m, &r);
+        size_t V = m.config.vocab_size;
+        float *logits = test_alloc(V, sizeof *logits);
+        int32_t want[8];
+        t.session.ctx = t.n + 10;
+        t.drafts = random_between(&r, 1, 5);
+        o.vocabulary = V;
+        for (size_t chunk = 0; chunk <= t.n; chunk++) {
+            Session s;
+            Mtp mtp;
+            Error err;
+            t.session.chunk = chunk;
+            open_task(&t, &s, &mtp);
+            must(mtp_prompt(&mtp, t.prompt, t.n, NULL, &err), &err);
+            must(mtp_draft(&mtp, 1, t.drafts, &o, &err), &err);
+            if (chunk) {
+                must_equal_bits(s.host_logits, logits, V, "last draft");
+                assert_memory_equal(mtp.ids + t.n, want,
+                                    (t.drafts + 1) * sizeof *want);
+            }
+            memcpy(logits, s.host_logits, V * sizeof *logits);
+            memcpy(want, mtp.ids + t.n, (t.drafts + 1) * sizeof *want);
+            mtp_close(&mtp);
+            session_close(&s);
+        }
+        free(logits);
+        model_free(&m);
+    }
+}
+
+/* Golden values ---------------------------------------------------------- */
+
+typedef struct {
+    Model model;
+    Safetensors golden;
+    int32_t *ids;
+    size_t T, V, D;
+} Case;
+
+static void case_open(Case *c, const char *name)
+{
+    char path[200];
+    Error err;
+    size_t one;
+    snprintf(path, sizeof path, MODELS "%s", name);
+    must(model_open(&c->model, path, &err), &err);
+    snprintf(path, sizeof path, MODELS "%s/golden/mtp.safetensors", name);
+    must(st_open(&c->golden, path, &err), &err);
+    c->ids = golden(&c->golden, "ids", DT_I32, &c->T, &one);
+    c->V = c->model.config.vocab_size;
+    c->D = c->model.n_mtp;
+}
+
+static void case_close(Case *c)
+{
+    model_close(&c->model);
+    st_close(&c->golden);
+    free(c->ids);
+}
+
+/* A trace of the main model and of all modules. */
+static void trace_case(const Case *c, SessionOptions o, const char *path)
+{
+    Session s;
+    Mtp mtp;
+    Error err;
+    Trace *trace = trace_open(path, true, NULL, &err);
+    assert_non_null(trace);
+    o.ctx = c->T;
+    o.logit_rows = SIZE_MAX;
+    o.modules = c->D;
+    o.trace = trace;
+    must(session_open(&s, &c->model, &o, &err), &err);
+    must(mtp_open(&mtp, &s, 0, false, &err), &err);
+    must(mtp_prompt(&mtp, c->ids, c->T, NULL, &err), &err);
+    mtp_close(&mtp);
+    session_close(&s);
+    must(trace_close(trace, &err), &err);
+}
+
+static double error_of(const StTensor *want, const StTensor *got)
+{
+    float *a, *b;
+    double e;
+    if (!got || got->elements != want->elements || got->dtype != want->dtype
+        || got->shape[0] != want->shape[0])
+        fail_msg("%s: absent, or of another shape", want->name);
+    if (want->dtype == DT_I32)
+        return memcmp(want->data, got->data, want->bytes) != 0;
+    a = test_alloc(want->elements, sizeof *a);
+    b = test_alloc(want->elements, sizeof *b);
+    memcpy(a, want->data, want->bytes);
+    memcpy(b, got->data, got->bytes);
+    e = nmse(b, a, want->elements);
+    free(a);
+    free(b);
+    return e;
+}
+
+/* Every stage of every module, T-k rows of module k: values to NMSE 1e-9,
+ * routes exactly. */
+static void check_modules(const char *name, SessionOptions o)
+{
+    char *path = scratch_dup("trace.safetensors");
+    Safetensors traced;
+    Case c;
+    Error err;
+    size_t compared = 0;
+    case_open(&c, name);
+    trace_case(&c, o, path);
+    must(st_open(&traced, path, &err), &err);
+    for (size_t i = 0; i < c.golden.n_tensors; i++) {
+        const StTensor *want = &c.golden.tensors[i];
+        if (strstr(want->name, "mtp_") || strstr(want->name, "draft")
+            || strcmp(want->name, "ids") == 0)
+            continue;
+        double e = error_of(want, st_find(&traced, want->name));
+        if (!(e <= 1e-9))
+            fail_msg("%s: %s: NMSE %g", name, want->name, e);
+        compared++;
+    }
+    assert_int_equal(compared, 8 * c.D);
+    st_close(&traced);
+    remove(path);
+    free(path);
+    case_close(&c);
+}
+
+static void test_golden(void **state)
+{
+    (void)state;
+    for (size_t chunk = 0; chunk < 6; chunk += 5)
+        for (int naive = 0; naive < 2; naive++) {
+            SessionOptions o = {.chunk = chunk, .naive = naive};
+            check_modules("mtp-present", o);
+            check_modules("mtp-two", o);
+        }
+}
+
+/* Drafts and the logits of the last one, n of them behind the next token. */
+static double draft_error(const Case *c, size_t n, const char *tensor,
+                          bool ids_too)
+{
+    size_t K, one, V;
+    int32_t *ids = golden(&c->golden, "draft_ids", DT_I32, &K, &one);
+    float *logits = golden(&c->golden, tensor, DT_F32, &K, &V);
+    SessionOptions o = {.ctx = c->T + K};
+    GenerateOptions g = {.sampler = {0, 0, 1}, .vocabulary = c->V};
+    Session s;
+    Mtp mtp;
+    Error err;
+    must(mtp_options(&o, &c->model, n, &err), &err);
+    must(session_open(&s, &c->model, &o, &err), &err);
+    must(mtp_open(&mtp, &s, n, false, &err), &err);
+    must(mtp_prompt(&mtp, c->ids, c->T, NULL, &err), &err);
+    assert_int_equal(argmax(session_logits(&s, 0), V), ids[0]);
+    must(mtp_draft(&mtp, ids[0], n, &g, &err), &err);
+    if (ids_too)
+        assert_memory_equal(mtp.ids + c->T, ids, (n + 1) * sizeof *ids);
+    double e = nmse(session_logits(&s, 0), logits + n * V, V);
+    mtp_close(&mtp);
+    session_close(&s);
+    free(ids);
+    free(logits);
+    return e;
+}
+
+static void test_golden_drafts(void **state)
+{
+    static const char *const names[] = {"mtp-present", "mtp-two"};
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        Case c;
+        case_open(&c, names[i]);
+        for (size_t n = 1; n < 5; n++)
+            assert_true(draft_error(&c, n, "draft_logits", true) <= 1e-9);
+        case_close(&c);
+    }
+}
+
+/* Where sources disagree: module k's logits with the other reading, which are
+ * far from the default's. */
+static void check_reading(const char *reading, const char *field, size_t k)
+{
+    char *path = scratch_dup("trace.safetensors"), name[80], plain[20];
+    Safetensors traced;
+    Case c;
+    Error err;
+    case_open(&c, "mtp-two");
+    must(config_reading(&c.model.config, reading, &err), &err);
+    trace_case(&c, (SessionOptions){0}, path);
+    must(st_open(&traced, path, &err), &err);
+    snprintf(plain, sizeof plain, "mtp.%zu.logits", k);
+    snprintf(name, sizeof name, "%s.%s", plain, field);
+    const StTensor *got = st_find(&traced, plain);
+    assert_true(error_of(st_find(&c.golden, name), got) <= 1e-9);
+    assert_true(error_of(st_find(&c.golden, plain), got) > 1e-4);
+    snprintf(name, sizeof name, "draft_logits.%s", field);
+    assert_true(draft_error(&c, 2, name, false) <= 1e-9);
+    st_close(&traced);
+    remove(path);
+    free(path);
+    case_close(&c);
+}
+
+static void test_readings(void **state)
+{
+    (void)state;
+    check_reading("mtp-order=hidden-first", "mtp_hidden_first", 1);
+    check_reading("mtp-state=before-norm", "mtp_before_norm", 1);
+    check_reading("mtp-carry=before-norm", "mtp_carry_raw", 2);
+    check_reading("mtp-embedding-0=zeroed", "mtp_zero_first", 1);
+}
+
+/* The rule --------------------------------------------------------------- */
+
+/* A distribution over n ids, sparse in q too: some are 0 in both. */
+static size_t random_distribution(Random *r, uint32_t *order, float *p,
+                                  size_t n)
+{
+    Sampler s = {0.2f + 2 * random_uniform(r), random_between(r, 0, n),
+                 random_between(r, 0, 2) ? 1 : random_uniform(r)};
+    float logits[16];
+    random_fill(r, logits, n);
+    if (random_between(r, 0, 9) == 0)
+        s.temperature = 0;
+    for (size_t i = 0; i < n; i++)
+        logits[i] *= 3;
+    return sample_distribution(&s, logits, n, order, p);
+}
+
+static void dense(double *out, const uint32_t *order, const float *p,
+                  size_t kept)
+{
+    for (size_t i = 0; i < 16; i++)
+        out[i] = 0;
+    for (size_t i = 0; i < kept; i++)
+        out[order[i]] = (double)p[i];
+}
+
+/* Leviathan's identity, by exact summation over all drafts:
+ * Σ_x q(x) [a(x) 1(v = x) + (1 - a(x)) r(v)] = p(v), a the acceptance, r the
+ * residual; for sampled drafts and for one-hot q. */
+static void test_one_step_gives_p(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 20000; i++) {
+        uint32_t order[16], rest[16];
+        float p_kept[16], q_kept[16], q[16] = {0};
+        double p[16], q_all[16], out[16] = {0}, left[16], refused = 0;
+        size_t n = random_between(&r, 1, 16);
+        size_t kept = random_distribution(&r, rest, q_kept, n);
+        dense(q_all, rest, q_kept, kept);
+        kept = random_distribution(&r, order, p_kept, n);
+        dense(p, order, p_kept, kept);
+        for (size_t x = 0; x < n; x++)
+            q[x] = (float)q_all[x];
+        for (size_t x = 0; x < n; x++) {
+            double a = draft_acceptance(p[x], (double)q[x]);
+            out[x] += q[x] > 0 ? (double)q[x] * a : 0;
+            refused += q[x] > 0 ? (double)q[x] * (1 - a) : 0;
+        }
+        kept = draft_residual(order, p_kept, kept, q);
+        dense(left, order, p_kept, kept);
+        for (size_t v = 0; v < n; v++)
+            if (fabs(out[v] + refused * left[v] - p[v]) > 1e-6)
+                fail_msg("p(%zu) = %g, found %g", v, p[v],
+                         out[v] + refused * left[v]);
+    }
+}
+
+/* Nothing is left of p where q is the same; a draft that p has not is never
+ * kept. */
+static void test_edges_of_the_rule(void **state)
+{
+    uint32_t order[2] = {4, 2};
+    float p[2] = {0.75f, 0.25f}, q[5] = {0, 0, 0.25f, 0, 0.75f};
+    (void)state;
+    assert_int_equal(draft_residual(order, p, 2, q), 0);
+    assert_true(draft_acceptance(0, 0.5) == 0);
+    assert_true(draft_acceptance(0.5, 0.5) == 1);
+    assert_true(draft_acceptance(0.5, 0.25) == 1);
+    assert_true(draft_acceptance(0.125, 0.25) == 0.5);
+    q[2] = 0.5f;
+    q[4] = 0.5f;
+    assert_int_equal(draft_residual(order, p, 2, q), 1);
+    assert_true(order[0] == 4 && p[0] > 0.999f && p[0] < 1.001f);
+}
+
+/* Sampled text ----------------------------------------------------------- */
+
+enum { VOCAB = 4, CELLS = VOCAB * VOCAB * VOCAB, RUNS = 5000 };
+
+/* The probability of every text of three tokens, by plain decoding. */
+static void exact(const Task *t, double *cells)
+{
+    Session s;
+    Error err;
+    uint32_t order[VOCAB];
+    float p[VOCAB];
+    double all[3][16];
+    must(session_open(&s, t->model, &t->session, &err), &err);
+    for (int32_t cell = 0; cell < CELLS; cell++) {
+        int32_t id[3] = {cell / 16, cell / 4 % 4, cell % 4};
+        session_rewind(&s, 0);
+        must(session_forward(&s, t->prompt, t->n, NULL, &err), &err);
+        cells[cell] = 1;
+        for (int i = 0; i < 3; i++) {
+            dense(all[i], order, p, sample_distribution(
+                &t->o.sampler, session_logits(&s, 0), VOCAB, order, p));
+            cells[cell] *= all[i][id[i]];
+            must(session_forward(&s, &id[i], 1, NULL, &err), &err);
+        }
+    }
+    session_close(&s);
+}
+
+/* χ² of RUNS texts against them; *freedom: the degrees. Texts that cannot be
+ * must not come. */
+static double chi_square(const Task *t, size_t *freedom)
+{
+    double cells[CELLS], found[CELLS] = {0};
+    double sum = 0, rare = 0, seen = 0;
+    Session s;
+    Mtp mtp;
+    Error err;
+    exact(t, cells);
+    open_task(t, &s, &mtp);
+    for (uint64_t i = 0; i < RUNS; i++) {
+        Said said = {.n = 0};
+        Task one = *t;
+        one.o.seed = t->o.seed + i;
+        assert_int_equal(mtp_rewind(&mtp, 0), 0);
+        must(run_on(&one, &s, &mtp, &said, &err), &err);
+        found[said.ids[0] * 16 + said.ids[1] * 4 + said.ids[2]]++;
+    }
+    mtp_close(&mtp);
+    session_close(&s);
+    *freedom = 0;
+    for (int i = 0; i < CELLS; i++) {
+        double e = cells[i] * RUNS;
+        if (cells[i] <= 0)
+            assert_true(found[i] <= 0);
+        if (e < 8) {
+            rare += e;
+            seen += found[i];
+            continue;
+        }
+        sum += (found[i] - e) * (found[i] - e) / e;
+        ++*freedom;
+    }
+    if (rare < 8)
+        return sum;
+    ++*freedom;
+    return sum + (seen - rare) * (seen - rare) / rare;
+}
+
+static void check_sampled(Random *r, Sampler sampler, size_t D, size_t drafts,
+                          bool best, float noise)
+{
+    Config c = random_config(r);
+    c.vocab_size = VOCAB;
+    c.num_nextn_predict_layers = D;
+    c.num_hidden_layers = 1;
+    c.hidden_size = 8;
+    c.tie_word_embeddings = false;
+    Model m = model_of(c, r, noise);
+    Task t = {.model = &m, .prompt = {1, 3, 0}, .n = 3, .drafts = drafts,
+              .best = best, .session = {.ctx = 20}};
+    size_t freedom;
+    t.o = (GenerateOptions){.sampler = sampler, .seed = random_u64(r),
+                            .n = drafts + 2, .vocabulary = VOCAB};
+    double chi = chi_square(&t, &freedom);
+    /* Six deviations of a χ² of n degrees: n + 6 √(2n). */
+    double limit = (double)freedom + 6 * sqrt(2 * (double)freedom);
+    print_message("%zu modules, %zu drafts, %s: chi-square %.1f, %zu cells,"
+                  " at most %.1f\n", D, drafts, best ? "best" : "sampled",
+                  chi, freedom, limit);
+    assert_true(chi <= limit);
+    model_free(&m);
+}
+
+/* Texts of three tokens come as often as plain sampling would have them. */
+static void test_sampled_text(void **state)
+{
+    static const Sampler all = {1, 0, 1}, some = {1.3f, 3, 1},
+                         mass = {1.6f, 0, 0.85f};
+    Random r = test_random();
+    (void)state;
+    for (int best = 0; best < 2; best++) {
+        check_sampled(&r, all, 1, 1, best, -1);
+        check_sampled(&r, all, 1, 3, best, 0.4f);
+        check_sampled(&r, all, 2, 2, best, -1);
+        check_sampled(&r, some, 2, 4, best, 0.4f);
+        check_sampled(&r, mass, 1, 2, best, 0.4f);
+    }
+}
+
+static void test_seed_decides(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 50; i++) {
+        Config c = random_config(&r);
+        c.vocab_size = 20;
+        Model m = model_of(c, &r, -1);
+        Task t = random_task(&m, &r);
+        t.drafts = random_between(&r, 1, 6);
+        t.best = i % 2;
+        t.o.sampler = (Sampler){1.5f, 0, 1};
+        t.o.n = 30;
+        t.session.ctx = 60;
+        t.o.vocabulary = 20;
+        Said a = run_task(&t, (Said){.n = 0});
+        Said b = run_task(&t, (Said){.n = 0});
+        t.o.seed++;
+        Said other = run_task(&t, (Said){.n = 0});
+        must_agree(&a, &b);
+        assert_memory_not_equal(a.ids, other.ids, sizeof a.ids);
+        model_free(&m);
+    }
+}
+
+/* Figures ---------------------------------------------------------------- */
+
+/* Where the next token follows from the last, every draft is accepted, and a
+ * step gives K+1 tokens; one step of 16 is plain. */
+static void test_all_accepted(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (size_t K = 1; K <= 6; K++) {
+        Config c = random_config(&r);
+        c.mtp_hidden_first = c.mtp_zero_first = false;
+        c.vocab_size = 20;
+        Model m = model_of(c, &r, 0);
+        Task t = random_task(&m, &r);
+        t.drafts = K;
+        t.o.n = 2 + 3 * (K + 1);
+        t.o.vocabulary = 20;
+        t.session.ctx = MOST;
+        Said said = run_task(&t, (Said){.n = 0});
+        const MtpStats *d = &said.drafted;
+        assert_int_equal(d->steps, 3);
+        assert_int_equal(d->tokens, 3 * (K + 1));
+        assert_int_equal(d->plain_steps, 1);
+        for (size_t j = 0; j < MAX_DRAFTS; j++) {
+            assert_int_equal(d->tried[j], j < K ? 3 : 0);
+            assert_int_equal(d->accepted[j], j < K ? 3 : 0);
+        }
+        assert_true(d->draft_seconds >= 0 && d->step_seconds > 0
+                    && d->plain_seconds > 0);
+        model_free(&m);
+    }
+}
+
+/* A token reads K experts a layer; several read the union of theirs. */
+static void test_experts_are_counted(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 100; i++) {
+        Config c = random_config(&r);
+        Session s;
+        Error err;
+        bool used[16] = {false};
+        size_t want = 0;
+        random_experts(&c, &r);
+        c.first_k_dense_replace = 0;
+        c.num_hidden_layers = 1;
+        Model m = model_of(c, &r, -1);
+        Task t = random_task(&m, &r);
+        t.session.ctx = 20;
+        t.session.modules = 1;
+        must(session_open(&s, &m, &t.session, &err), &err);
+        must(session_forward(&s, t.prompt, 1, NULL, &err), &err);
+        assert_int_equal(s.experts_read, c.num_experts_per_tok);
+        session_rewind(&s, 0);
+        s.experts_read = 0;
+        if (t.n > session_chunk(&s))
+            t.n = session_chunk(&s);
+        must(session_forward(&s, t.prompt, t.n, NULL, &err), &err);
+        for (size_t j = 0; j < t.n * c.num_experts_per_tok; j++)
+            used[s.acts.moe.topk_ids[j]] = true;
+        for (size_t e = 0; e < c.n_routed_experts; e++)
+            want += used[e];
+        assert_int_equal(s.experts_read, want);
+        session_close(&s);
+        model_free(&m);
+    }
+}
+
+/* Refused ---------------------------------------------------------------- */
+
+static void check_refused(const char *name, size_t drafts, const char *text)
+{
+    char path[200];
+    Model m;
+    Error err;
+    SessionOptions o = {.ctx = 8};
+    snprintf(path, sizeof path, MODELS "%s", name);
+    must(model_open(&m, path, &err), &err);
+    must_fail(mtp_options(&o, &m, drafts, &err), &err, text);
+    assert_int_equal(o.modules, 0);
+    model_close(&m);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    check_refused("k3-v3", 1, "drafts: wanted a model with 1 MTP module,"
+                  " found num_nextn_predict_layers 0");
+    check_refused("mtp-absent", 2, "drafts: model.layers.2.enorm.weight is"
+                  " missing: MTP module 1 of the 1 announced is not there");
+    check_refused("mtp-two", 0, "drafts: wanted 1 to 16 a step, found 0");
+    check_refused("mtp-two", 17, "drafts: wanted 1 to 16 a step, found 17");
+}
+
+/* Of two modules that are announced, the second is missing: one draft is
+ * possible, two are not. */
+static void test_second_is_missing(void **state)
+{
+    Model m;
+    Error err;
+    Session s;
+    SessionOptions o = {.ctx = 8};
+    (void)state;
+    must(model_open(&m, MODELS "mtp-two", &err), &err);
+    m.n_mtp = 1;
+    must(mtp_options(&o, &m, 1, &err), &err);
+    assert_true(o.modules == 1 && o.logit_rows == 2 && o.chunk == 0);
+    must_fail(mtp_options(&o, &m, 2, &err), &err,
+              "drafts: model.layers.3.enorm.weight is missing: MTP module 2"
+              " of the 2 announced is not there");
+    must_fail(mtp_check(&m, 3, &err), &err, "drafts: wanted a model with 3"
+              " MTP modules, found num_nextn_predict_layers 2");
+    o.modules = 2;
+    must_fail(session_open(&s, &m, &o, &err), &err,
+              "MTP modules: wanted at most 1, found 2");
+    o.chunk = 2;
+    m.n_mtp = 2;
+    must(mtp_options(&o, &m, 4, &err), &err);
+    assert_true(o.modules == 2 && o.logit_rows == 5 && o.chunk == 6);
+    model_close(&m);
+}
+
+/* Modules that have not seen what is in the cache must not draft from it. */
+static void test_unseen_tokens(void **state)
+{
+    static const int32_t ids[] = {3, 4, 5}, far[] = {3, 64};
+    Case c;
+    Session s;
+    Mtp mtp;
+    Error err;
+    SessionOptions o = {.ctx = 8};
+    GenerateOptions g = {.sampler = {0, 0, 1}, .n = 4, .vocabulary = 65};
+    GenerateStats stats;
+    MtpStats drafted = {0};
+    Said said = {.n = 0};
+    (void)state;
+    case_open(&c, "mtp-two");
+    must(mtp_options(&o, &c.model, 2, &err), &err);
+    must(session_open(&s, &c.model, &o, &err), &err);
+    must(mtp_open(&mtp, &s, 2, false, &err), &err);
+    must_fail(mtp_generate(&mtp, ids, 3, &g, take, &said, &stats, &drafted,
+                           &err), &err,
+              "vocabulary: wanted 1 to vocab_size (64) tokens, found 65");
+    g.vocabulary = 64;
+    must_fail(mtp_generate(&mtp, far, 2, &g, take, &said, &stats, &drafted,
+                           &err), &err, "id 1 of the input: wanted 0 to 63"
+              " (vocab_size - 1), found 64");
+    must(session_forward(&s, ids, 2, NULL, &err), &err);
+    must_fail(mtp_prompt(&mtp, ids, 3, NULL, &err), &err,
+              "drafts: wanted modules that have seen 2 tokens, found 0");
+    assert_int_equal(mtp_rewind(&mtp, 2), 0);
+    must(mtp_generate(&mtp, ids, 3, &g, take, &said, &stats, &drafted, &err),
+         &err);
+    assert_int_equal(said.n, 4);
+    mtp_close(&mtp);
+    session_close(&s);
+    case_close(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden), cmocka_unit_test(test_golden_drafts),
+        cmocka_unit_test(test_readings),
         cmocka_unit_test(test_greedy_is_plain),
+        cmocka_unit_test(test_ends_inside_a_draft),
+        cmocka_unit_test(test_sink_refuses),
+        cmocka_unit_test(test_caches_are_as_if_known),
+        cmocka_unit_test(test_continued),
+        cmocka_unit_test(test_chunks_change_no_draft),
+        cmocka_unit_test(test_one_step_gives_p),
+        cmocka_unit_test(test_edges_of_the_rule),
+        cmocka_unit_test(test_sampled_text),
+        cmocka_unit_test(test_seed_decides),
+        cmocka_unit_test(test_all_accepted),
+        cmocka_unit_test(test_experts_are_counted),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_second_is_missing),
+        cmocka_unit_test(test_unseen_tokens),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     remove(scratch(""));
