@@ -1,5 +1,5 @@
 /* coverage.c: writes down which lines ran when a program ends at once: gcc's
- * counters are lost in _exit() and signals. coverage.sh links it with --wrap. */
+ * counters are lost in _exit() and signals. coverage.sh links it by --wrap. */
 void __gcov_dump(void);
 void __real__exit(int status);
 int __real_raise(int number);
