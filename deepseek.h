@@ -156,7 +156,16 @@ typedef struct {
     LayerWeights *layers;       /* main layers, then MTP layers */
     size_t n_mtp;               /* MTP layers whose tensors are there */
     FfnWeights *experts;        /* all layers' experts, one allocation */
+    void *copied;               /* of a model_copy: its own weights */
 } Model;
+
+/* What one FP8 scale serves. */
+typedef enum {
+    FP8_TILE,      /* 1×128: 128 channels of a token, activations */
+    FP8_BLOCK,     /* 128×128: weights */
+    FP8_COLUMN,    /* 128×1: the transposed tensor of Wgrad */
+    FP8_TENSOR     /* all of it: what V3 §3.3.2 argues against */
+} Fp8Scope;
 
 /* One row of the table of tensors: every loop over a checkpoint walks it. */
 typedef enum {
@@ -191,6 +200,12 @@ DType tensor_dtype(const TensorInfo *info, DType checkpoint);
  * shapes and dtypes. Announced MTP layers may be absent (n_mtp says). */
 int model_open(Model *m, const char *dir, Error *err);
 void model_close(Model *m);
+/* A copy in memory, to compare with or to change. F32: every weight but
+ * embedding and head, as F32; F8_E4M3: the Linear weights, with scales for
+ * `scope`, FP8_BLOCK or FP8_TENSOR. The rest stays m's, which must outlive it.
+ */
+int model_copy(Model *copy, const Model *m, DType dtype, Fp8Scope scope,
+               Error *err);
 /* Names the first tensor that holds a NaN or an infinity. */
 int model_find_not_finite(const Model *m, Error *err);
 
@@ -334,14 +349,6 @@ uint8_t e4m3_encode(float x);      /* |x| > 448: 448 */
  * takes a positive s to the power of two at or above it, 2^-126 … 2^127. */
 float ue8m0_decode(uint8_t code);
 uint8_t ue8m0_encode(float s);
-
-/* What one scale serves. */
-typedef enum {
-    FP8_TILE,      /* 1×128: 128 channels of a token, activations */
-    FP8_BLOCK,     /* 128×128: weights */
-    FP8_COLUMN,    /* 128×1: the transposed tensor of Wgrad */
-    FP8_TENSOR     /* all of it: what V3 §3.3.2 argues against */
-} Fp8Scope;
 
 /* s = amax / (the format's greatest number), amax at least 1e-4; ue8m0: the
  * power of two at or above it. fp8_scale: of E4M3, amax/448. */

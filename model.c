@@ -457,14 +457,106 @@ void model_close(Model *m)
 {
     free(m->layers);
     free(m->experts);
+    free(m->copied);
     st_close(&m->files);
     memset(m, 0, sizeof *m);
+}
+
+static bool is_copied(const TensorInfo *info, DType dtype)
+{
+    return info->slot->data && info->kind != TENSOR_EMBED
+           && info->kind != TENSOR_HEAD
+           && (dtype == DT_F32 || info->kind == TENSOR_LINEAR);
+}
+
+/* Floats that a tensor takes: codes, four in one, and scales behind them. */
+static size_t floats_of(const TensorInfo *info, DType dtype)
+{
+    size_t n = info->rows * info->cols;
+    return dtype == DT_F32 ? n : n / sizeof(float) + 1
+                                 + fp8_blocks(info->rows)
+                                       * fp8_blocks(info->cols);
+}
+
+/* x: the tensor's numbers; at: where its copy goes. */
+static void copy_fp8(Matrix *w, float *at, const float *x, Fp8Scope scope,
+                     bool ue8m0)
+{
+    size_t rows = w->rows, cols = w->cols;
+    float *scales = at + rows * cols / sizeof *at + 1;
+    fp8_quantize((uint8_t *)at, scales, x, cols, rows, cols, scope, ue8m0);
+    for (size_t i = 1;
+         scope == FP8_TENSOR && i < fp8_blocks(rows) * fp8_blocks(cols); i++)
+        scales[i] = scales[0];
+    *w = (Matrix){.data = at, .dtype = DT_F8_E4M3, .rows = rows,
+                  .cols = cols, .stride = cols, .scale = scales};
+}
+
+/* Puts each copied tensor behind the last; x: room for the largest. */
+static void copy_tensors(Model *m, DType dtype, Fp8Scope scope, float *x)
+{
+    TensorWalk walk = tensor_walk(&m->config, m);
+    TensorInfo info;
+    float *at = m->copied;
+    while (tensor_next(&walk, &info)) {
+        if (!is_copied(&info, dtype))
+            continue;
+        for (size_t r = 0; r < info.rows; r++)
+            matrix_row((dtype == DT_F32 ? at : x) + r * info.cols, info.slot,
+                       r);
+        if (dtype == DT_F32)
+            *info.slot = matrix_f32(at, info.rows, info.cols, info.cols);
+        else
+            copy_fp8(info.slot, at, x, scope, m->config.scale_fmt_ue8m0);
+        at += floats_of(&info, dtype);
+    }
+}
+
+/* Binds the copy to the weights of m; what its own will take. */
+static void share_tensors(Model *copy, const Model *m, DType dtype,
+                          size_t *floats, size_t *largest)
+{
+    Model from = *m;
+    TensorWalk a = tensor_walk(&from.config, &from);
+    TensorWalk b = tensor_walk(&copy->config, copy);
+    TensorInfo x, y;
+    *floats = *largest = 0;
+    while (tensor_next(&a, &x) && tensor_next(&b, &y)) {
+        *y.slot = *x.slot;
+        if (!is_copied(&y, dtype))
+            continue;
+        *floats += floats_of(&y, dtype);
+        if (y.rows * y.cols > *largest)
+            *largest = y.rows * y.cols;
+    }
+    copy->lm_head = m->lm_head;
+}
+
+int model_copy(Model *copy, const Model *m, DType dtype, Fp8Scope scope,
+               Error *err)
+{
+    size_t floats, largest;
+    float *x = NULL;
+    *copy = (Model){.config = m->config, .n_mtp = m->n_mtp};
+    if (!allocate_layers(copy, err)) {
+        share_tensors(copy, m, dtype, &floats, &largest);
+        copy->copied = allocate(floats, sizeof *x, "a copy of the weights",
+                                err);
+        x = allocate(largest, sizeof *x, "the largest weight", err);
+    }
+    if (x && copy->copied)
+        copy_tensors(copy, dtype, scope, x);
+    else
+        model_close(copy);
+    free(x);
+    return copy->copied ? 0 : -1;
 }
 
 static const char *file_of(const Model *m, const char *name)
 {
     const StTensor *t = st_find(&m->files, name);
-    return t ? m->files.paths[t->file] : m->files.paths[0];
+    return t ? m->files.paths[t->file] : m->copied ? "a copy in memory"
+                                                   : m->files.paths[0];
 }
 
 static int find_in_tensor(const TensorInfo *info, Error *err)

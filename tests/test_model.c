@@ -601,6 +601,92 @@ static void test_overflowing_scale(void **state)
     unmake(dir);
 }
 
+/* Copies in memory ------------------------------------------------------- */
+
+static float *values_of(const Matrix *w)
+{
+    float *x = test_alloc(w->rows * w->cols, sizeof *x);
+    for (size_t r = 0; r < w->rows; r++)
+        matrix_row(x + r * w->cols, w, r);
+    return x;
+}
+
+/* One scale for all of w, or each block's own. */
+static void check_quantised(const Matrix *w, const float *x, Fp8Scope scope)
+{
+    size_t n = w->rows * w->cols, grid = fp8_blocks(w->cols);
+    uint8_t *codes = test_alloc(n, 1);
+    float *scales = test_alloc(fp8_blocks(w->rows) * grid, sizeof *scales), s;
+    fp8_quantize(codes, scales, x, w->cols, w->rows, w->cols, scope, false);
+    assert_int_equal(w->dtype, DT_F8_E4M3);
+    assert_memory_equal(w->data, codes, n);
+    for (size_t i = 0; i < fp8_blocks(w->rows) * grid; i++) {
+        memcpy(&s, (const char *)w->scale + i * sizeof s, sizeof s);
+        assert_true(s == scales[scope == FP8_TENSOR ? 0 : i]);
+    }
+    free(codes);
+    free(scales);
+}
+
+static void check_copy(const char *from, DType dtype, Fp8Scope scope)
+{
+    Model m, copy;
+    Error err;
+    TensorInfo a, b;
+    must(model_open(&m, from, &err), &err);
+    must(model_copy(&copy, &m, dtype, scope, &err), &err);
+    TensorWalk x = tensor_walk(&m.config, &m);
+    TensorWalk y = tensor_walk(&copy.config, &copy);
+    while (tensor_next(&x, &a)) {
+        assert_true(tensor_next(&y, &b));
+        bool table = a.kind == TENSOR_EMBED || a.kind == TENSOR_HEAD;
+        if (!a.slot->data || table
+            || (dtype == DT_F8_E4M3 && a.kind != TENSOR_LINEAR)) {
+            assert_ptr_equal(a.slot->data, b.slot->data);
+            assert_int_equal(a.slot->dtype, b.slot->dtype);
+            continue;
+        }
+        float *p = values_of(a.slot);
+        if (dtype == DT_F32)
+            assert_memory_equal(b.slot->data, p, a.rows * a.cols * sizeof *p);
+        else
+            check_quantised(b.slot, p, scope);
+        free(p);
+    }
+    assert_ptr_equal(m.lm_head.data, copy.lm_head.data);
+    model_close(&copy);
+    model_close(&m);
+}
+
+static void test_copies(void **state)
+{
+    static const char *const from[] = {
+        MODELS "k1-v2-lite", MODELS "k9-shapes", MODELS "fp8-ragged",
+        MODELS "mtp-present", MODELS "mtp-absent", MODELS "f16"};
+    (void)state;
+    for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
+        check_copy(from[i], DT_F32, FP8_BLOCK);
+        check_copy(from[i], DT_F8_E4M3, FP8_BLOCK);
+        check_copy(from[i], DT_F8_E4M3, FP8_TENSOR);
+    }
+}
+
+/* A number that is not finite is named, without a file. */
+static void test_copy_not_finite(void **state)
+{
+    Model m, copy;
+    Error err;
+    (void)state;
+    must(model_open(&m, MODELS "k9-shapes", &err), &err);
+    must(model_copy(&copy, &m, DT_F32, FP8_BLOCK, &err), &err);
+    ((float *)(uintptr_t)copy.norm.data)[2] = INFINITY;
+    must_fail(model_find_not_finite(&copy, &err), &err, "a copy in memory:"
+              " model.norm.weight: element (0, 2) is inf, wanted a finite"
+              " number");
+    model_close(&copy);
+    model_close(&m);
+}
+
 static int clean(void **state)
 {
     (void)state;
@@ -618,6 +704,7 @@ int main(void)
         cmocka_unit_test(test_announced_mtp), cmocka_unit_test(test_sharded),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_overflowing_scale),
+        cmocka_unit_test(test_copies), cmocka_unit_test(test_copy_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, clean);
 }
