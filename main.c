@@ -57,7 +57,7 @@ static const Option options[O_COUNT] = {
         "let -o replace what exists"},
     [O_ONLY] = {"--only", OPTION_TEXT, AT(only), "PATTERN", 0, 0,
         "only the tensors of these names; '*' stands for any characters, '?' "
-        "for one"},
+        "for one, '#' for a number"},
     [O_DTYPE] = {"--dtype", OPTION_CHOICE, AT(dtype), "f32|f16|bf16|fp8", 0,
         0, "how to store the weights; default: as the config says"},
     [O_TO] = {"--to", OPTION_CHOICE, AT(to), "fp8|bf16", 0, 0,
@@ -223,6 +223,21 @@ static const Command commands[] = {
         "unless --scale-fmt asks for other scales. config.json keeps its other "
         "keys; generation_config.json and tokenizer files go along.",
      .run = run_quantize},
+    {.name = "precision", .operands = "DIR FILE", .least = 2, .most = 2,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_CTX) | BIT(O_READING) |
+                BIT(O_JSON),
+     .summary = "measure what FP8 costs a model, layer by layer",
+     .text =
+        "Runs a text through the model as it is stored, with FP8 weights, with "
+        "FP8 activations too, in tiles of 1 x 128 as V3 has them, in blocks of "
+        "128 x 128 and with one scale a tensor (V3 3.3.2, B.2); all of it again "
+        "with outliers put into some channels, in a way that changes no bit of "
+        "the model as it is stored. Prints the relative error of every layer's "
+        "output and the perplexity; -o draws a picture of them, an SVG file.\n"
+        "Text is cut into windows of --ctx tokens, 512 by default, each run "
+        "at once. Copies of the weights are made in memory, in F32 for the "
+        "outliers.",
+     .run = run_precision},
     {.name = "train-tokenizer", .operands = "FILE...", .least = 1,
      .most = SIZE_MAX,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_VOCAB) |

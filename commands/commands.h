@@ -50,6 +50,7 @@ int run_diff(const Arguments *a, Error *err);
 int run_init(const Arguments *a, Error *err);
 int run_fp8(const Arguments *a, Error *err);
 int run_quantize(const Arguments *a, Error *err);
+int run_precision(const Arguments *a, Error *err);
 int run_train_tokenizer(const Arguments *a, Error *err);
 int run_prepare(const Arguments *a, Error *err);
 
@@ -99,6 +100,17 @@ int parse_ids(IdList *list, const char *text, Error *err);
 /* Writes and empties t; an error where stdout is closed or full. */
 int print_text(Text *t, Error *err);
 int flush_stdout(Error *err);
+
+/* eval.c ----------------------------------------------------------------- */
+
+typedef struct {
+    size_t bytes, tokens; /* tokens: those predicted */
+    double nats;
+} Score;
+
+/* How well the model of r->session, which has all_logits, predicts a file: in
+ * disjoint windows of its context. */
+int score_file(Run *r, const char *path, Score *s, Error *err);
 
 /* stream.c --------------------------------------------------------------- */
 

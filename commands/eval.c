@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct {
-    size_t bytes, tokens; /* tokens: those predicted */
-    double nats;
-} Score;
-
 /* Disjoint windows of ctx tokens. Each begins with BOS, and every token of the
  * text is predicted once; without a BOS each window begins with the token
  * before it, and the first token of all is not predicted. */
@@ -39,7 +34,7 @@ static int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
     return status;
 }
 
-static int score_file(Run *r, const char *path, Score *s, Error *err)
+int score_file(Run *r, const char *path, Score *s, Error *err)
 {
     Text text = {0};
     IdList ids = {0};
