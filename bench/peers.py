@@ -177,20 +177,21 @@ def model_rows(a, title, model, gguf, kind, goals):
 def make_model(a, dtype):
     path = a.work / dtype
     if not (path / "model.safetensors").exists():
-        subprocess.run([a.program, "init", HERE / "304m.json", "-o", path,
+        subprocess.run([a.program, "init", a.config, "-o", path,
                         "--dtype", dtype, "--std", "0.04"], check=True)
     return path
 
 
 def compare_models(a):
-    for dtype in filter(None, a.kinds.split(",")):
+    for dtype in filter(KINDS.get, a.kinds):
         title = dtype + (" : Q8_0" if dtype == "fp8" else "")
         model_rows(a, title, make_model(a, dtype),
                    a.work / f"{KINDS[dtype]}.gguf", KINDS[dtype],
                    {"prefill": 3, "decode": GOALS["decode " + title]})
-    shipped = HERE.parent / "models/stories"
-    model_rows(a, "models/stories", shipped, a.work / "stories.gguf", "BF16",
-               {"prefill": 3, "decode": 3})
+    if "stories" in a.kinds:
+        model_rows(a, "models/stories", HERE.parent / "models/stories",
+                   a.work / "stories.gguf", "BF16",
+                   {"prefill": 3, "decode": 3})
 
 
 def seconds(work):
@@ -244,8 +245,10 @@ def main():
     parser.add_argument("work", nargs="?", default="build/peers", type=Path)
     parser.add_argument("--bench", default="build/bench", type=Path)
     parser.add_argument("--program", default="./deepseek")
-    parser.add_argument("--peers", default="llama,torch,tokenizers")
-    parser.add_argument("--kinds", default="f32,bf16,fp8")
+    parser.add_argument("--config", default=HERE / "304m.json")
+    parser.add_argument("--kinds", nargs="*", default=[*KINDS, "stories"])
+    parser.add_argument("--peers", nargs="*",
+                        default=["llama", "torch", "tokenizers"])
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--text-runs", type=int, default=3)
     parser.add_argument("--tokenizers", **paths,

@@ -16,27 +16,34 @@ import ml_dtypes
 import numpy as np
 
 
-def read_tensors(path):
-    """Every weight as F32, FP8 times its scales."""
+class Tensors:
+    """Every weight as F32, FP8 times its scales, made when it is asked for."""
+
     types = {"F32": np.float32, "BF16": ml_dtypes.bfloat16,
              "F8_E4M3": ml_dtypes.float8_e4m3fn}
-    data = np.memmap(path / "model.safetensors", np.uint8, "r")
-    start = 8 + int(data[:8].view("<u8")[0])
-    raw, out = {}, {}
-    for name, entry in json.loads(bytes(data[8:start])).items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            raw[name] = data[start + begin:start + end].view(
-                types[entry["dtype"]]).reshape(entry["shape"])
-    for name, x in raw.items():
-        if name.endswith("_scale_inv"):
-            continue
-        y = x.astype(np.float32)
-        if name + "_scale_inv" in raw:
-            s = np.repeat(np.repeat(raw[name + "_scale_inv"], 128, 0), 128, 1)
-            y *= s[:y.shape[0], :y.shape[1]]
-        out[name] = y
-    return out
+
+    def __init__(self, path):
+        data = np.memmap(path / "model.safetensors", np.uint8, "r")
+        start = 8 + int(data[:8].view("<u8")[0])
+        self.entries = json.loads(bytes(data[8:start]))
+        self.data = data[start:]
+
+    def __contains__(self, name):
+        return name in self.entries
+
+    def stored(self, name):
+        entry = self.entries[name]
+        begin, end = entry["data_offsets"]
+        return self.data[begin:end].view(
+            self.types[entry["dtype"]]).reshape(entry["shape"])
+
+    def __getitem__(self, name):
+        x = self.stored(name).astype(np.float32)
+        if name + "_scale_inv" in self:
+            s = self.stored(name + "_scale_inv")
+            s = np.repeat(np.repeat(s, 128, 0), 128, 1)
+            x *= s[:x.shape[0], :x.shape[1]]
+        return x
 
 
 def needs_query_rank(c):
@@ -146,10 +153,10 @@ def gguf_tensors(c, t):
 def write_gguf(path, model, kind):
     """The model of a directory as GGUF, its Linear weights of this kind."""
     c = json.loads((model / "config.json").read_text())
-    w = gguf.GGUFWriter(path, "deepseek2")
+    w = gguf.GGUFWriter(path, "deepseek2", use_temp_file=True)
     write_header(w, c)
     kind = gguf.GGMLQuantizationType[kind]
-    for name, x in gguf_tensors(c, read_tensors(model)):
+    for name, x in gguf_tensors(c, Tensors(model)):
         x = np.ascontiguousarray(x, dtype=np.float32)
         small = x.ndim == 1 or name.endswith("ffn_gate_inp")
         this = gguf.GGMLQuantizationType.F32 if small else kind
