@@ -255,7 +255,7 @@ static int greatest_exponent(const double *p, size_t n)
 static double accumulate(double sum, const float *a, const uint8_t *b,
                          size_t n, Fp8Accumulation how)
 {
-    double p[MMA + 1], kept = 0;
+    double p[MMA + 1] = {0}, kept = 0;
     int e;
     for (size_t i = 0; i < n; i++)
         p[i] = (double)a[i] * (double)f32_from_f8(b[i]);

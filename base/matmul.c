@@ -13,7 +13,7 @@
  * run ahead by itself. */
 #include "tile.h"
 
-#define OF(lanes, r, t) (lanes + (t) * TILE + (r) * LANES + s)
+#define OF(lanes, r, t) ((lanes) + (t) * TILE + (r) * LANES + s)
 #define TAKE(r, t) V c##r##t = v_load(OF(from, r, t));
 #define PARK(r, t) v_store(OF(lanes, r, t), c##r##t);
 #define ADD(r, t)                                                       \

@@ -49,8 +49,8 @@ static void fill(float *x, size_t n, Kind kind, Random *random)
     if (kind == NORMAL)
         random_normal(random, x, n, 1);
     for (size_t i = 0; kind != NORMAL && i < n; i++)
-        x[i] = random_uniform(random) * (kind == CENTRED ? 2 : 1)
-               - (kind == CENTRED);
+        x[i] = random_uniform(random) * (kind == CENTRED ? 2.0f : 1.0f)
+               - (kind == CENTRED ? 1.0f : 0.0f);
 }
 
 static void quantize(Operands *o, Fp8Acts *a, Matrix *b, size_t K, Kind kind,
