@@ -834,4 +834,55 @@ int data_next(const Data *d, size_t T, uint64_t seed, DataPosition *at,
 uint64_t data_shuffled(uint64_t i, uint64_t n, uint64_t seed,
                        uint64_t epoch);
 
+/* balance.c: even loads of experts ---- V2 §2.2.3-2.2.4, V3 §2.1.2, §4.5.3 */
+
+/* What a gate said of B sequences of T tokens, one behind another; an MTP
+ * module of depth k has T - k of each. */
+typedef struct {
+    size_t N, K, B, T;
+    const float *scores;       /* (B T, N)  MoeActs.scores */
+    const int32_t *topk_ids;   /* (B T, K)  MoeActs.topk_ids */
+} Routes;
+
+typedef enum {
+    BALANCE_EXPERT,            /* V2 (23)-(25) */
+    BALANCE_DEVICE,            /* V2 (26)-(28) */
+    BALANCE_COMMUNICATION,     /* V2 (29)-(31) */
+    BALANCE_SEQUENCE,          /* V3 (17)-(20) */
+    BALANCE_LOSSES
+} BalanceLoss;
+
+typedef struct {
+    double alpha[BALANCE_LOSSES];  /* α1, α2, α3 of V2, α of V3; 0: none */
+    size_t devices;            /* D; divides N */
+    size_t device_limit;       /* M: devices that a token may be sent to */
+    bool batch;                /* V3 §4.5.3: all B T tokens are one sequence */
+    bool count_picks;          /* f of V3 (18) from the picks, with bias and
+                                  groups; else from the K greatest s */
+} Balance;
+
+/* Adds each loss, times `scale` (1 / the sequences of a step), to losses
+ * (BALANCE_LOSSES), and dL/ds to dscores (B T, N), unless that is NULL. Losses
+ * of layers are summed by the caller. work: 4 N. */
+void balance_losses(double *losses, float *dscores, const Routes *r,
+                    const Balance *b, double scale, double *work);
+/* load (N) += how often each expert is among n picks. */
+void balance_count(uint64_t *load, const int32_t *topk_ids, size_t n);
+/* V3 §2.1.2: b_i += γ sign(mean load - load_i), sign(0) = 0, compared in whole
+ * numbers. load: of all sequences of a step. */
+void balance_update_bias(float *bias, const uint64_t *load, size_t N,
+                         double gamma);
+/* MaxVio: the greatest load / the mean load - 1; 0 without any load. */
+double balance_max_violation(const uint64_t *load, size_t N);
+
+/* V2 §2.2.4. dropped (B T, K) = 1 for each pair of token and expert that
+ * exceeds its device's budget of capacity · B T K / D pairs, rounded down, 0
+ * for the others: those with the lowest scores go first, among equals the last
+ * in topk_ids. Sequences with exempt (B) keep all of theirs, though they count;
+ * NULL: none. Returns how many go. B T K < 2^32; work: B T K. */
+size_t drop_tokens(int32_t *dropped, const Routes *r, const bool *exempt,
+                   double capacity, size_t devices, uint64_t *work);
+/* Drawn from the seed and the sequence's number alone. */
+bool drop_exempt(uint64_t seed, uint64_t sequence, double rate);
+
 #endif
