@@ -372,6 +372,7 @@ static void share_fp8(Session *s)
 {
     BlockActs *a = &s->acts;
     a->fp8.scope = s->options.fp8_scope;
+    a->fp8.raise = s->options.fp8_raise;
     a->fp8.ue8m0 = s->model->config.scale_fmt_ue8m0;
     if (s->options.fp8)
         a->mla.fp8 = a->ffn.fp8 = a->moe.routed.fp8 = a->moe.shared.fp8

@@ -380,6 +380,8 @@ void tile_decode(float *x, const uint16_t *codes, float scale, size_t n,
 struct Fp8Acts {
     Fp8Scope scope;    /* FP8_TILE; others to compare with */
     bool ue8m0;
+    int raise;         /* 0; else one row in 128 is quantised 2^raise as great
+                          and its scales are made less: to compare scopes */
     uint8_t *codes;    /* (T, in) */
     float *values;     /* (T, in)  the codes' values, exact in F32 */
     float *scales;     /* (T, ceil(in/128)) */
@@ -468,6 +470,7 @@ typedef struct {
     bool naive;           /* --mla naive */
     bool fp8;             /* --fp8 activations; asks for naive, FP8 weights */
     Fp8Scope fp8_scope;   /* 0, FP8_TILE: the paper's */
+    int fp8_raise;        /* 0: see Fp8Acts */
     size_t logit_rows;    /* the last rows of a pass have logits; 0: one */
     size_t modules;       /* MTP modules that run too: each has a cache */
     Trace *trace;         /* or NULL */

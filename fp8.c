@@ -217,11 +217,29 @@ static void spread_scales(float *scales, size_t T, size_t cols,
                            + i % n * F8_BLOCK / width];
 }
 
+/* V3 B.2's outliers, tokens that are greater than others: y = x, (T, cols),
+ * but for one row in 128, which is 2^power times as great. */
+static void raise_rows(float *y, const float *x, size_t ldx, size_t T,
+                       size_t cols, int power)
+{
+    for (size_t t = 0; t < T; t++)
+        scale(y + t * cols, x + t * ldx,
+              ldexpf(1, t % F8_BLOCK ? 0 : power), cols);
+}
+
 void fp8_activations(Fp8Acts *a, const float *x, size_t ldx, size_t T,
                      size_t cols)
 {
+    size_t n = fp8_blocks(cols);
+    if (a->raise) {
+        raise_rows(a->values, x, ldx, T, cols, a->raise);
+        x = a->values;
+        ldx = cols;
+    }
     fp8_quantize(a->codes, a->scales, x, ldx, T, cols, a->scope, a->ue8m0);
     spread_scales(a->scales, T, cols, a->scope);
+    if (a->raise)
+        raise_rows(a->scales, a->scales, n, T, n, -a->raise);
     for (size_t i = 0; i < T * cols; i++)
         a->values[i] = f32_from_f8(a->codes[i]);
 }

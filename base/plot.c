@@ -204,9 +204,12 @@ static void add_frame(Text *out, const Plot *p, const Scale *x,
 
 static void add_style(Text *out, const PlotLine *line)
 {
-    text_printf(out, "stroke=\"%s\" stroke-width=\"2\"%s/>\n",
-                palette[line->colour % COLOURS],
-                line->dashed ? " stroke-dasharray=\"6 4\"" : "");
+    static const char *const dashes[] = {"", "6 4", "2 3"};
+    text_printf(out, "stroke=\"%s\" stroke-width=\"2\"",
+                palette[line->colour % COLOURS]);
+    if (line->dash)
+        text_printf(out, " stroke-dasharray=\"%s\"", dashes[line->dash]);
+    text_printf(out, "/>\n");
 }
 
 /* Runs of points that have a place, and a dot at each. */

@@ -22,7 +22,7 @@ typedef struct {
     const double *x, *y; /* (n); a point that is not finite breaks the line */
     size_t n;
     size_t colour;       /* which of the palette, taken round and round */
-    bool dashed;
+    int dash;            /* 0: a solid line, 1: dashes, 2: dots */
 } PlotLine;
 
 typedef struct {

@@ -95,6 +95,9 @@ DType checkpoint_dtype(const Config *c);
 int dir_has(const char *dir, const char *name, Error *err);
 /* The whole of a file, or of stdin where path is "-" or NULL. */
 int read_input(Text *t, const char *path, Error *err);
+/* Adds the ids of all of a file, or of stdin; refuses an empty one. */
+int read_text(const Run *r, const char *path, IdList *ids, size_t *bytes,
+              Error *err);
 /* Adds the ids of a text like "1,2,3" or "[1, 2, 3]". */
 int parse_ids(IdList *list, const char *text, Error *err);
 /* Writes and empties t; an error where stdout is closed or full. */
@@ -108,9 +111,10 @@ typedef struct {
     double nats;
 } Score;
 
-/* How well the model of r->session, which has all_logits, predicts a file: in
- * disjoint windows of its context. */
-int score_file(Run *r, const char *path, Score *s, Error *err);
+/* How well the model of r->session, which has all_logits, predicts a text: in
+ * disjoint windows of its context. path: what messages call it. */
+int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
+              Error *err);
 
 /* stream.c --------------------------------------------------------------- */
 

@@ -8,8 +8,8 @@
 /* Disjoint windows of ctx tokens. Each begins with BOS, and every token of the
  * text is predicted once; without a BOS each window begins with the token
  * before it, and the first token of all is not predicted. */
-static int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
-                     Error *err)
+int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
+              Error *err)
 {
     size_t ctx = r->session.options.ctx;
     int32_t bos = first_id(r->tokenizer);
@@ -31,27 +31,16 @@ static int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
         i += n;
     }
     free(window);
-    return status;
+    return status == 0 ? file_check_mapped(err) : -1;
 }
 
-int score_file(Run *r, const char *path, Score *s, Error *err)
+static int score_file(Run *r, const char *path, Score *s, Error *err)
 {
-    Text text = {0};
     IdList ids = {0};
-    Error inner;
-    int status = read_input(&text, path, err);
-    if (status == 0 && text.length == 0)
-        status = fail(err, "%s is empty", path);
-    if (status == 0 && tokenizer_encode(r->tokenizer, text.text, text.length,
-                                        &ids, &inner) != 0)
-        status = fail(err, "%s: %s", path, inner.text);
+    int status = read_text(r, path, &ids, &s->bytes, err);
     if (status == 0)
         status = score_ids(r, &ids, path, s, err);
-    if (status == 0)
-        status = file_check_mapped(err);
-    s->bytes = text.length;
     ids_free(&ids);
-    text_free(&text);
     return status;
 }
 

@@ -103,7 +103,8 @@ static Deviation compare(const Operands *o)
 static int measure_sums(Text *t, Operands *o, Kind kind, Random *random,
                         Error *err)
 {
-    Fp8Acts a = {FP8_TENSOR, true, o->codes, o->values, o->scales};
+    Fp8Acts a = {.scope = FP8_TENSOR, .ue8m0 = true, .codes = o->codes,
+                 .values = o->values, .scales = o->scales};
     Matrix b = {.data = o->weights, .dtype = DT_F8_E4M3, .rows = SIDE,
                 .scale = o->weight_scales};
     Deviation found[SUMS][STEPS];
@@ -356,19 +357,11 @@ static int measure_ids(Run *r, const Arguments *a, Error *err)
 
 static int read_ids(Run *r, const char *path, Error *err)
 {
-    Text text = {0};
-    Error inner;
     int32_t bos = first_id(r->tokenizer);
-    int status = read_input(&text, path, err);
-    if (status == 0 && text.length == 0)
-        status = fail(err, "%s is empty", path);
-    if (status == 0 && bos >= 0)
-        status = ids_add(&r->prompt, bos, err);
-    if (status == 0 && tokenizer_encode(r->tokenizer, text.text, text.length,
-                                        &r->prompt, &inner) != 0)
-        status = fail(err, "%s: %s", path, inner.text);
-    text_free(&text);
-    return status;
+    size_t bytes;
+    if (bos >= 0 && ids_add(&r->prompt, bos, err) != 0)
+        return -1;
+    return read_text(r, path, &r->prompt, &bytes, err);
 }
 
 static int run_formats(const Arguments *a, Error *err)

@@ -5,10 +5,13 @@
  * of the weights (model_copy) and a session over it; a trace to a function
  * sees every layer's output.
  *
- * Outliers: a channel of a Linear layer's input becomes 2^POWER times as large
- * where that input is made (a norm's gain, rows of up_proj, of W_UV) and the
- * weights that meet it as much smaller. Powers of two only: in F32 every
- * product, so every output, keeps its bits. */
+ * Outliers (V3 §3.3.2, B.2), which by themselves change no output:
+ * - of tokens: where a Linear layer's input is quantised, one row in 128 is
+ *   2^POWER times as large and its scales are as much smaller (Fp8Acts).
+ * - of features: a channel of a Linear layer's input becomes 2^POWER times as
+ *   large where that input is made (a norm's gain, rows of up_proj, of W_UV)
+ *   and the weights that meet it as much smaller. Powers of two only: in F32
+ *   every product, so every output, keeps its bits. */
 #include "commands.h"
 
 #include "../base/maths.h"
@@ -20,7 +23,7 @@
 
 /* Every EVERY-th channel of each input, from FIRST on; see docs/fp8.md for how
  * the figures were chosen. */
-enum { EVERY = 256, FIRST = 5, POWER = 10, WINDOW = 512 };
+enum { EVERY = 256, FIRST = 5, POWER = 14, WINDOW = 512 };
 
 typedef struct {
     const char *name;    /* in JSON */
@@ -42,7 +45,13 @@ static const Variant variants[] = {
      FP8_TENSOR},
 };
 
-enum { VARIANTS = sizeof variants / sizeof *variants, RUNS = 2 * VARIANTS };
+typedef enum { NONE, TOKENS, FEATURES, KINDS } Outliers;
+
+static const char *const kinds[KINDS] = {"none", "tokens", "features"};
+
+enum {
+    VARIANTS = sizeof variants / sizeof *variants, RUNS = KINDS * VARIANTS
+};
 
 /* What became of one run: the first VARIANTS without outliers. */
 typedef struct {
@@ -51,7 +60,7 @@ typedef struct {
 } Result;
 
 typedef struct {
-    Run run;
+    Run run;             /* its prompt: the text */
     const char *file;
     size_t ctx, layers, tokens;
     Result results[RUNS];
@@ -70,12 +79,9 @@ static float *row_of(const Matrix *w, size_t r)
     return (float *)(uintptr_t)w->data + r * w->stride;
 }
 
-static void scale_rows(const Matrix *w, size_t from, size_t rows)
+static void scale_row(const Matrix *w, size_t r)
 {
-    for (size_t r = FIRST; r < rows; r += EVERY) {
-        float *row = row_of(w, from + r);
-        scale(row, row, (float)(1 << POWER), w->cols);
-    }
+    scale(row_of(w, r), row_of(w, r), (float)(1 << POWER), w->cols);
 }
 
 /* The columns of what reads the outliers; w may be absent. */
@@ -97,12 +103,9 @@ static void scale_gain(const Matrix *w)
 static void scale_values(const MlaWeights *w, const Config *c)
 {
     size_t d_v = c->v_head_dim, width = c->qk_nope_head_dim + d_v;
-    for (size_t k = FIRST; k < c->num_attention_heads * d_v; k += EVERY) {
-        float *row = row_of(&w->kv_b_proj, k / d_v * width
-                                               + c->qk_nope_head_dim
-                                               + k % d_v);
-        scale(row, row, (float)(1 << POWER), w->kv_b_proj.cols);
-    }
+    for (size_t k = FIRST; k < c->num_attention_heads * d_v; k += EVERY)
+        scale_row(&w->kv_b_proj,
+                  k / d_v * width + c->qk_nope_head_dim + k % d_v);
     scale_columns(&w->o_proj);
 }
 
@@ -124,7 +127,8 @@ static void scale_ffn(const FfnWeights *w)
 {
     scale_columns(&w->gate_proj);
     scale_columns(&w->up_proj);
-    scale_rows(&w->up_proj, 0, w->up_proj.rows);
+    for (size_t r = FIRST; r < w->up_proj.rows; r += EVERY)
+        scale_row(&w->up_proj, r);
     scale_columns(&w->down_proj);
 }
 
@@ -185,7 +189,7 @@ static int see(void *context, const char *name, DType type,
     return 0;
 }
 
-static int score(Precision *p, const Model *m, const SessionOptions *o,
+static int run_text(Precision *p, const Model *m, const SessionOptions *o,
                  Error *err)
 {
     Result *r = &p->results[p->now];
@@ -193,12 +197,14 @@ static int score(Precision *p, const Model *m, const SessionOptions *o,
     p->at = 0;
     if (session_open(&p->run.session, m, o, err) != 0)
         return -1;
-    int status = score_file(&p->run, p->file, &s, err);
+    int status = score_ids(&p->run, &p->run.prompt, p->file, &s, err);
     session_close(&p->run.session);
+    if (status == 0 && s.tokens == 0)
+        return fail(err, "%s: wanted 2 tokens or more, found 1", p->file);
     p->tokens = s.tokens;
-    r->perplexity = s.tokens > 0 ? exp64(s.nats / (double)s.tokens) : 1;
+    r->perplexity = exp64(s.nats / (double)s.tokens);
     for (size_t l = 0; l < p->layers; l++)
-        r->error[l] = sqrt(r->error[l] / p->power[l]);
+        r->error[l] = p->power[l] > 0 ? sqrt(r->error[l] / p->power[l]) : 0;
     return status;
 }
 
@@ -207,11 +213,12 @@ static int measure(Precision *p, const Model *m, const Variant *v, Error *err)
 {
     SessionOptions o = {.ctx = p->ctx, .chunk = p->ctx, .naive = true,
                         .fp8 = v->activations, .fp8_scope = v->scope,
+                        .fp8_raise = p->now / VARIANTS == TOKENS ? POWER : 0,
                         .logit_rows = SIZE_MAX,
                         .trace = trace_to(see, p, "model.layers.#", err)};
     if (o.trace == NULL)
         return -1;
-    int status = score(p, m, &o, err);
+    int status = run_text(p, m, &o, err);
     if (status != 0) {
         trace_abort(o.trace);
         return -1;
@@ -238,15 +245,20 @@ static int run_variants(Precision *p, const Model *m, Error *err)
     return status;
 }
 
+/* FP8 weights count as the numbers that they stand for. */
 static int run_all(Precision *p, Error *err)
 {
-    Model with;
-    if (run_variants(p, &p->run.model, err) != 0
-        || model_copy(&with, &p->run.model, DT_F32, FP8_BLOCK, err) != 0)
+    Model m;
+    int status = 0;
+    if (model_find_not_finite(&p->run.model, err) != 0
+        || model_copy(&m, &p->run.model, DT_F32, FP8_BLOCK, err) != 0)
         return -1;
-    put_outliers(&with);
-    int status = run_variants(p, &with, err);
-    model_close(&with);
+    for (int kind = NONE; kind < KINDS && status == 0; kind++) {
+        if (kind == FEATURES)
+            put_outliers(&m);
+        status = run_variants(p, &m, err);
+    }
+    model_close(&m);
     return status;
 }
 
@@ -257,9 +269,12 @@ static double change(const Precision *p, size_t run)
     return p->results[run].perplexity / p->results[0].perplexity - 1;
 }
 
-static void add_half(Text *t, const Precision *p, size_t from)
+static void add_table(Text *t, const Precision *p, Outliers kind)
 {
-    text_printf(t, "\n%-14s", from ? "with outliers" : "as it is");
+    static const char *const titles[KINDS] = {
+        "no outliers", "in tokens", "in features"};
+    size_t from = (size_t)kind * VARIANTS;
+    text_printf(t, "\n%-14s", titles[kind]);
     for (size_t i = 0; i < VARIANTS; i++)
         text_printf(t, " %12s", variants[i].head);
     for (size_t l = 0; l < p->layers; l++) {
@@ -279,11 +294,11 @@ static void add_half(Text *t, const Precision *p, size_t from)
 static void add_text(Text *t, const Precision *p)
 {
     text_printf(t, "%zu tokens in windows of %zu; |h - h'| / |h| of every "
-                "layer's output h\noutliers: 1 of %d channels of every Linear "
-                "layer's input, times 2^%d\n", p->tokens, p->ctx, (int)EVERY,
-                (int)POWER);
-    add_half(t, p, 0);
-    add_half(t, p, VARIANTS);
+                "layer's output h\noutliers: 1 of %d tokens, or 1 of %d "
+                "features, of every Linear layer's input, times 2^%d\n",
+                p->tokens, p->ctx, (int)F8_BLOCK, (int)EVERY, (int)POWER);
+    for (int kind = NONE; kind < KINDS; kind++)
+        add_table(t, p, (Outliers)kind);
 }
 
 static void add_json(Text *t, const Precision *p)
@@ -291,10 +306,10 @@ static void add_json(Text *t, const Precision *p)
     text_printf(t, "{\"tokens\": %zu, \"window\": %zu, \"variants\": [",
                 p->tokens, p->ctx);
     for (size_t i = 0; i < RUNS; i++) {
-        text_printf(t, "%s\n {\"name\": \"%s\", \"outliers\": %s, "
+        text_printf(t, "%s\n {\"name\": \"%s\", \"outliers\": \"%s\", "
                     "\"perplexity\": %.9g, \"change\": %.9g, \"error\": [",
                     i ? "," : "", variants[i % VARIANTS].name,
-                    i < VARIANTS ? "false" : "true", p->results[i].perplexity,
+                    kinds[i / VARIANTS], p->results[i].perplexity,
                     change(p, i));
         for (size_t l = 0; l < p->layers; l++)
             text_printf(t, "%s%.9g", l ? ", " : "", p->results[i].error[l]);
@@ -303,9 +318,19 @@ static void add_json(Text *t, const Precision *p)
     text_printf(t, "]}\n");
 }
 
-/* Dashes: with outliers. The runs that lose nothing have no line. */
+/* Whether a run has a line: not those that lose nothing, nor those that
+ * outliers of tokens cannot reach. */
+static bool is_drawn(size_t run)
+{
+    const Variant *v = &variants[run % VARIANTS];
+    return v->fp8 && (v->activations || run / VARIANTS != TOKENS);
+}
+
 static int draw(const Precision *p, const Arguments *a, Error *err)
 {
+    static const char *const remarks[KINDS] = {
+        "", ", outlier tokens", ", outlier features"};
+    static const int dashes[KINDS] = {0, 2, 1};
     PlotLine lines[RUNS];
     char names[RUNS][80];
     double *x = allocate(p->layers, sizeof *x, "a picture", err);
@@ -315,13 +340,12 @@ static int draw(const Precision *p, const Arguments *a, Error *err)
     for (size_t l = 0; l < p->layers; l++)
         x[l] = (double)l;
     for (size_t i = 0; i < RUNS; i++) {
-        if (!variants[i % VARIANTS].fp8)
+        if (!is_drawn(i))
             continue;
         snprintf(names[n], sizeof names[n], "%s%s",
-                 variants[i % VARIANTS].label,
-                 i < VARIANTS ? "" : ", outliers");
+                 variants[i % VARIANTS].label, remarks[i / VARIANTS]);
         lines[n] = (PlotLine){names[n], x, p->results[i].error, p->layers,
-                              i % VARIANTS, i >= VARIANTS};
+                              i % VARIANTS, dashes[i / VARIANTS]};
         n++;
     }
     Plot plot = {"Relative error of every layer's output", {"layer", false},
@@ -357,12 +381,11 @@ static int check_output(const Arguments *a, Error *err)
 
 static int prepare(Precision *p, const Arguments *a, Error *err)
 {
+    size_t bytes;
     p->file = a->line.operands[1];
-    if (strcmp(p->file, "-") == 0)
-        return fail(err, "precision reads the text again and again: wanted a "
-                    "file, found '-'");
     if (check_output(a, err) != 0 || run_open(&p->run, a, err) != 0
-        || want_tokenizer(&p->run, "", err) != 0)
+        || want_tokenizer(&p->run, "", err) != 0
+        || read_text(&p->run, p->file, &p->run.prompt, &bytes, err) != 0)
         return -1;
     p->ctx = context(&p->run.model.config, a, 0, WINDOW);
     p->layers = p->run.model.config.num_hidden_layers;

@@ -68,6 +68,22 @@ int parse_ids(IdList *list, const char *text, Error *err)
     }
 }
 
+int read_text(const Run *r, const char *path, IdList *ids, size_t *bytes,
+              Error *err)
+{
+    Text text = {0};
+    Error inner;
+    int status = read_input(&text, path, err);
+    if (status == 0 && text.length == 0)
+        status = fail(err, "%s is empty", path);
+    if (status == 0 && tokenizer_encode(r->tokenizer, text.text, text.length,
+                                        ids, &inner) != 0)
+        status = fail(err, "%s: %s", path, inner.text);
+    *bytes = text.length;
+    text_free(&text);
+    return status;
+}
+
 /* A model, its tokenizer and what it is to run ---------------------------- */
 
 void run_close(Run *r)

@@ -30,7 +30,7 @@ static size_t times(const Text *t, const char *what)
 static void test_linear(void **state)
 {
     const double x[] = {0, 2, 4}, y[] = {0, 10, 40};
-    PlotLine line = {"line", x, y, 3, 1, false};
+    PlotLine line = {"line", x, y, 3, 1, 0};
     Plot p = plot_of(&line, 1, false);
     Text t = drawn(&p);
     (void)state;
@@ -50,7 +50,7 @@ static void test_logarithmic(void **state)
 {
     const double x[] = {0, 1, 2, 3}, few[] = {0.03, 0.05, 0.1, 0.15};
     const double many[] = {1e-3, 1, 1e3, 1e9};
-    PlotLine line = {"line", x, few, 4, 0, true};
+    PlotLine line = {"line", x, few, 4, 0, 1};
     Plot p = plot_of(&line, 1, true);
     Text t = drawn(&p);
     (void)state;
@@ -59,7 +59,7 @@ static void test_logarithmic(void **state)
     assert_non_null(strstr(t.text, "y=\"145.73\" text-anchor=\"end\">0.1<"));
     assert_non_null(strstr(t.text, "y=\"50.00\" text-anchor=\"end\">0.2<"));
     assert_non_null(strstr(t.text, "L413.33 141.73L"));
-    assert_int_equal(times(&t, "dasharray"), 2);
+    assert_int_equal(times(&t, "dasharray=\"6 4\""), 2);
     text_free(&t);
     line.y = many;
     t = drawn(&p);
@@ -73,7 +73,7 @@ static void test_logarithmic(void **state)
 static void test_gaps(void **state)
 {
     const double x[] = {0, 1, 2, 3, 4}, y[] = {1, NAN, 10, 0, 100};
-    PlotLine line = {"line", x, y, 5, 0, false};
+    PlotLine line = {"line", x, y, 5, 0, 0};
     Plot p = plot_of(&line, 1, true);
     Text t = drawn(&p);
     (void)state;
@@ -90,7 +90,7 @@ static void test_ranges(void **state)
         {0, 0}, {-3, -3}, {1e15, 1e15 + 1}, {-1e300, 1e300}, {1e-300, 2e-300},
         {-0.0007, 0.0007}, {12345, 12346}, {1, 1.0000001}};
     const double x[] = {0, 1};
-    PlotLine line = {"line", x, x, 0, 0, false};
+    PlotLine line = {"line", x, x, 0, 0, 0};
     (void)state;
     for (size_t i = 0; i <= 2 * (sizeof values / sizeof *values); i++) {
         Plot p = plot_of(&line, 1, i % 2 == 1);
@@ -109,13 +109,14 @@ static void test_ranges(void **state)
 static void test_text(void **state)
 {
     const double x[] = {0, 1};
-    PlotLine lines[] = {{"a<b>&\"c\"\n", x, x, 2, 0, false},
-                        {"second", x, x, 2, 9, false}};
+    PlotLine lines[] = {{"a<b>&\"c\"\n", x, x, 2, 0, 0},
+                        {"second", x, x, 2, 9, 2}};
     Plot p = plot_of(lines, 2, false);
     Text a = drawn(&p), b = drawn(&p);
     (void)state;
     assert_non_null(strstr(a.text, ">a&lt;b&gt;&amp;&quot;c&quot;</text>"));
     assert_int_equal(times(&a, "h30"), 2);
+    assert_int_equal(times(&a, "stroke-dasharray=\"2 3\""), 2);
     assert_int_equal(a.length, b.length);
     assert_memory_equal(a.text, b.text, a.length);
     text_free(&a);
@@ -125,7 +126,7 @@ static void test_text(void **state)
 static void test_file(void **state)
 {
     const double x[] = {0, 1};
-    PlotLine line = {"line", x, x, 2, 0, false};
+    PlotLine line = {"line", x, x, 2, 0, 0};
     Plot p = plot_of(&line, 1, false);
     Text t = drawn(&p);
     char *path = scratch_dup("p.svg"), wanted[500];
