@@ -2,9 +2,10 @@
  *
  * One walk over the table of tensors (tensor_walk) sums the parameters of each
  * kind of module and the bytes that a checkpoint of them takes; what a token
- * activates, caches and costs follows from these sums. No shape is written a
- * second time here. Published figures that come out exactly: V3's 91,991
- * tensors and 688,574,839,360 bytes (tests/test_cost.c has them all). */
+ * activates, caches and costs follows from these sums, and what a step of
+ * decoding reads, with drafts or without. No shape is written a second time
+ * here. Published figures that come out exactly: V3's 91,991 tensors and
+ * 688,574,839,360 bytes (tests/test_cost.c has them all). */
 #include "deepseek.h"
 
 #include <string.h>
@@ -51,17 +52,18 @@ static uint64_t blocks(size_t n)
     return n / F8_BLOCK + (n % F8_BLOCK != 0);
 }
 
-/* The tensor as it is stored, with the scales of an FP8 weight: V3 §3.3.2 */
-static void count_stored(Costs *costs, const TensorInfo *t, DType checkpoint)
+static bool has_scales(const TensorInfo *t, DType checkpoint)
 {
-    DType dtype = tensor_dtype(t, checkpoint);
-    costs->tensors++;
-    costs->checkpoint_bytes += elements(t) * dtype_size(dtype);
-    if (dtype == DT_F8_E4M3) {
-        costs->tensors++;
-        costs->checkpoint_bytes +=
-            blocks(t->rows) * blocks(t->cols) * dtype_size(DT_F32);
-    }
+    return tensor_dtype(t, checkpoint) == DT_F8_E4M3;
+}
+
+/* The tensor as it is stored, with the scales of an FP8 weight: V3 §3.3.2 */
+static uint64_t stored_bytes(const TensorInfo *t, DType checkpoint)
+{
+    uint64_t scales = has_scales(t, checkpoint)
+                          ? blocks(t->rows) * blocks(t->cols) : 0;
+    return elements(t) * dtype_size(tensor_dtype(t, checkpoint)) +
+           scales * dtype_size(DT_F32);
 }
 
 static uint64_t per(uint64_t sum, uint64_t n)
@@ -145,13 +147,115 @@ void cost_count(Costs *costs, const Config *c, DType checkpoint, size_t ctx)
     *costs = (Costs){0};
     while (tensor_next(&walk, &t)) {
         *sum_of(t.mtp ? &mtp : &main, &t) += elements(&t);
-        count_stored(costs, &t, checkpoint);
+        costs->tensors += has_scales(&t, checkpoint) ? 2 : 1;
+        costs->checkpoint_bytes += stored_bytes(&t, checkpoint);
     }
     count_modules(costs, &main, c);
     count_totals(costs, &main, &mtp, c);
     count_cache(costs, c);
     count_flops(costs, c, ctx);
 }
+
+/* Steps of decoding: V3 §5.4.3 ------------------------------------------- */
+
+/* Bytes of a checkpoint, by what a step reads of them. */
+typedef struct {
+    double weights, routed;                /* of the main model */
+    double module_weights, module_routed;  /* of a module, without tables */
+    double head;
+} Parts;
+
+static Parts parts_of(const Config *c, DType checkpoint)
+{
+    Parts p = {0};
+    double modules = (double)c->num_nextn_predict_layers;
+    TensorWalk walk = tensor_walk(c, NULL);
+    TensorInfo t;
+    while (tensor_next(&walk, &t)) {
+        double bytes = (double)stored_bytes(&t, checkpoint);
+        bool tied = t.kind == TENSOR_EMBED && c->tie_word_embeddings;
+        if (!t.mtp && (t.kind == TENSOR_HEAD || tied))
+            p.head = bytes;
+        else if (t.kind == TENSOR_HEAD || t.kind == TENSOR_EMBED)
+            continue;
+        else if (t.mtp)
+            *(t.routed ? &p.module_routed : &p.module_weights) +=
+                bytes / modules;
+        else
+            *(t.routed ? &p.routed : &p.weights) += bytes;
+    }
+    p.weights += p.head;
+    return p;
+}
+
+static double power(double x, size_t n)
+{
+    double y = 1;
+    for (; n > 0; n /= 2, x *= x)
+        y *= n % 2 ? x : 1;
+    return y;
+}
+
+/* What an expert is not picked by: n tokens, each of which picks K of N
+ * without regard to the others. */
+static double missed(const Config *c, size_t n)
+{
+    double N = (double)c->n_routed_experts;
+    return N > 0 ? power(1 - (double)c->num_experts_per_tok / N, n) : 1;
+}
+
+/* Likewise the rows of module j, whose last is that of draft j. j <= D: those
+ * that were not final, j - 1 and as many as the last step gave tokens, i + 1
+ * with probability a^i (1-a), at most K + 1. j > D: one. */
+static double missed_by_module(const Config *c, const Step *s, size_t j)
+{
+    double a = s->acceptance, sum = 0, kept = 1;
+    if (j > c->num_nextn_predict_layers)
+        return missed(c, 1);
+    for (size_t i = 0; i < s->drafts; i++, kept *= a)
+        sum += kept * (1 - a) * missed(c, i + j);
+    return sum + kept * missed(c, s->drafts + j);
+}
+
+double cost_step(StepBytes *b, const Config *c, DType checkpoint,
+                 const Step *s)
+{
+    Parts p = parts_of(c, checkpoint);
+    double N = (double)c->n_routed_experts;
+    double cache = (double)(sizeof(float) * s->batch * s->ctx) *
+                   (double)(c->kv_lora_rank + c->qk_rope_head_dim);
+    double hit = 1 - power(missed(c, s->drafts + 1), s->batch);
+    *b = (StepBytes){.weights = p.weights};
+    b->distinct = s->experts > 0 ? s->experts : N * hit;
+    b->experts = N > 0 ? p.routed * b->distinct / N : 0;
+    b->cache = cache * (double)c->num_hidden_layers;
+    b->heads = p.head * (double)s->drafts;
+    for (size_t j = 1; j <= s->drafts; j++) {
+        hit = 1 - power(missed_by_module(c, s, j), s->batch);
+        b->modules += p.module_weights + p.module_routed * hit + cache;
+    }
+    return b->weights + b->experts + b->cache + b->modules + b->heads;
+}
+
+double cost_tokens(double a, size_t drafts)
+{
+    double sum = 1;
+    while (drafts-- > 0)
+        sum = 1 + a * sum;
+    return sum;
+}
+
+double cost_speed_up(const Config *c, DType checkpoint, const Step *s)
+{
+    Step plain = *s;
+    StepBytes bytes;
+    plain.drafts = 0;
+    return cost_tokens(s->acceptance, s->drafts) *
+           cost_step(&bytes, c, checkpoint, &plain) /
+           cost_step(&bytes, c, checkpoint, s);
+}
+
+/* Rows to print ---------------------------------------------------------- */
 
 #define ROW(group, field, label, reference) \
     {COST_##group, #field, label, reference, offsetof(Costs, field)}

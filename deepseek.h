@@ -655,6 +655,37 @@ typedef struct {
 /* Walks the table of tensors; ctx: positions that a token attends to. */
 void cost_count(Costs *costs, const Config *c, DType checkpoint, size_t ctx);
 
+/* A step of decoding: V3 §5.4.3. */
+typedef struct {
+    size_t drafts;           /* K; 0: a plain step */
+    size_t batch;            /* sequences side by side, a step each */
+    size_t ctx;              /* positions in the cache of each */
+    double acceptance;       /* a: how often a draft is kept if all before it
+                                are */
+    double experts;          /* of a layer that the main model reads; 0: as
+                                many as independent picks hit */
+} Step;
+
+/* What it reads, in bytes: weights once, whatever the number of tokens. */
+typedef struct {
+    double weights;          /* the main model's but routed experts, and no
+                                rows of the embedding */
+    double experts;          /* of these each that a token picks */
+    double cache;            /* of the main model, F32 */
+    double modules;          /* what the drafts need, their caches too, */
+    double heads;            /* and the head for each */
+    double distinct;         /* experts of a layer: Step.experts, or N of them
+                                hit on average */
+} StepBytes;
+
+/* The sum. */
+double cost_step(StepBytes *b, const Config *c, DType checkpoint,
+                 const Step *s);
+/* Tokens that a step gives: 1 + a + … + a^K = (1-a^(K+1))/(1-a). */
+double cost_tokens(double a, size_t drafts);
+/* Of such steps over plain ones, if time is what reading takes. */
+double cost_speed_up(const Config *c, DType checkpoint, const Step *s);
+
 /* Costs as rows to print: what they are called and where they come from. */
 typedef enum {
     COST_PARAMETERS, COST_CHECKPOINT, COST_CACHE, COST_FLOPS

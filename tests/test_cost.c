@@ -169,6 +169,146 @@ static void dense_model(void **state)
     assert_int_equal(costs.checkpoint_bytes, 4 * costs.total);
 }
 
+/* Steps of decoding -------------------------------------------------------- */
+
+static void near(double found, double wanted)
+{
+    double error = found - wanted;
+    if (!((error < 0 ? -error : error) <= 1e-12 * wanted))
+        fail_msg("found %.17g, wanted %.17g", found, wanted);
+}
+
+/* Bytes of an FP8 weight, a block of 128×128 with its scale. */
+static double fp8(double rows, double cols, double grid)
+{
+    return rows * cols + 4 * grid;
+}
+
+/* V3 as it is published, one sequence, one draft: by hand from its config. */
+static void a_step_of_v3(void **state)
+{
+    Config c = config("v3");
+    Step s = {.batch = 1, .ctx = 4096}, drafted = s;
+    StepBytes b;
+    double d = 7168, norms = 2 * 2 * d, cache = 4 * 4096 * 576.0;
+    double mla = fp8(1536, d, 12 * 56) + 2 * 1536 +
+                 fp8(24576, 1536, 192 * 12) + fp8(576, d, 5 * 56) + 2 * 512 +
+                 fp8(32768, 512, 256 * 4) + fp8(d, 16384, 56 * 128);
+    double expert = 3 * fp8(2048, d, 16 * 56), gate = 2 * 256 * d + 4 * 256;
+    double dense = 3 * fp8(18432, d, 144 * 56), head = 2 * 129280 * d;
+    double weights = 61 * (mla + norms) + 3 * dense + 58 * (expert + gate) +
+                     2 * d + head;
+    (void)state;
+    near(cost_step(&b, &c, DT_F8_E4M3, &s),
+         weights + 58 * 8 * expert + 61 * cache);
+    near(b.weights, weights);
+    near(b.experts, 58 * 8 * expert);
+    near(b.cache, 61 * cache);
+    near(b.distinct, 8);
+    assert_true(b.modules <= 0 && b.heads <= 0);
+    /* Two tokens hit 256 (1 - (31/32)²) = 15.75 experts of a layer; the
+     * module runs one row, or two where the draft before was accepted. */
+    drafted.drafts = 1;
+    drafted.acceptance = 0.75;
+    double hit = 0.25 * 8 + 0.75 * 15.75;
+    cost_step(&b, &c, DT_F8_E4M3, &drafted);
+    near(b.weights, weights);
+    near(b.experts, 58 * 15.75 * expert);
+    near(b.cache, 61 * cache);
+    near(b.distinct, 15.75);
+    near(b.modules, 3 * 2 * d + 4 * d * d + mla + norms + expert + gate +
+                        hit * expert + cache);
+    near(b.heads, head);
+}
+
+/* Two modules, three drafts, two sequences, BF16: module 1 runs the rows that
+ * the last step's tokens made final, module 2 one more, and again for the
+ * third draft. */
+static void more_drafts_than_modules(void **state)
+{
+    Config c;
+    Error err;
+    Step s = {.drafts = 3, .batch = 2, .ctx = 10, .acceptance = 0.5};
+    StepBytes b;
+    double r = 0.75, r2 = r * r, m1, m2, cache = 4 * 2 * 10 * 28;
+    double mla = 16 * 32 + 16 + 40 * 16 + 28 * 32 + 20 + 48 * 20 + 32 * 24;
+    double expert = 2 * 3 * 32 * 4, gate = 2 * 8 * 32 + 4 * 8;
+    double block = 2 * (mla + 2 * 32), head = 2 * 64 * 32;
+    double module = block + expert + gate + 2 * (3 * 32 + 32 * 64) + cache;
+    (void)state;
+    if (config_read(&c, "tests/data/models/mtp-two", &err) != 0)
+        fail_msg("%s", err.text);
+    cost_step(&b, &c, DT_BF16, &s);
+    near(b.weights, 2 * block + 2 * 3 * 20 * 32 + expert + gate + 2 * 32 +
+                        head);
+    near(b.distinct, 8 * (1 - r2 * r2 * r2 * r2));
+    near(b.experts, b.distinct * expert);
+    near(b.cache, 2 * cache);
+    near(b.heads, 3 * head);
+    m1 = 0.5 * r + 0.25 * r2 + 0.125 * r2 * r + 0.125 * r2 * r2;
+    m2 = r * m1;
+    near(b.modules, 3 * module + 8 * expert * (3 - m1 * m1 - m2 * m2 - r2));
+    s.experts = 3.5;
+    cost_step(&b, &c, DT_BF16, &s);
+    near(b.experts, 3.5 * expert);
+    near(b.distinct, 3.5);
+}
+
+static void tokens_of_a_step(void **state)
+{
+    (void)state;
+    for (size_t K = 0; K < 17; K++) {
+        near(cost_tokens(1, K), (double)K + 1);
+        near(cost_tokens(0, K), 1);
+    }
+    near(cost_tokens(0.85, 1), 1.85);
+    near(cost_tokens(0.5, 3), 1 + 0.5 + 0.25 + 0.125);
+}
+
+/* The least and the greatest speed-up at 85 and 90 %, V3's acceptance. */
+static void speed_ups_of_v3(size_t batch, double experts, double *low,
+                            double *high)
+{
+    Config c = config("v3");
+    Step s = {.drafts = 1, .batch = batch, .ctx = 4096, .acceptance = 0.85,
+              .experts = experts};
+    *low = cost_speed_up(&c, DT_F8_E4M3, &s);
+    s.acceptance = 0.9;
+    *high = cost_speed_up(&c, DT_F8_E4M3, &s);
+}
+
+/* V3 §5.4.3's 1.8: where so many sequences run side by side that every expert
+ * is read anyway. One alone cannot have it: its tokens' experts differ. */
+static void where_1_8_holds(void **state)
+{
+    double low, high;
+    (void)state;
+    speed_ups_of_v3(512, 0, &low, &high);
+    assert_true(low > 1.8 && high < 1.9);
+    speed_ups_of_v3(1, 0, &low, &high);
+    assert_true(low > 1.15 && high < 1.2);
+    speed_ups_of_v3(1, 8, &low, &high);
+    assert_true(low > 1.7 && high < 1.8);
+}
+
+static void a_step_of_a_dense_model(void **state)
+{
+    Config c = config("v2-lite");
+    Step s = {.drafts = 2, .batch = 3, .ctx = 1, .acceptance = 1};
+    StepBytes b;
+    (void)state;
+    c.n_routed_experts = c.num_experts_per_tok = 0;
+    c.num_nextn_predict_layers = 1;
+    c.tie_word_embeddings = true;
+    cost_step(&b, &c, DT_BF16, &s);
+    assert_true(b.experts <= 0 && b.distinct <= 0);
+    near(b.heads, 2 * 2 * 209715200.0);
+    near(b.weights, 2 * (209715200.0 + 27.0 * (67239936 + 13763072 + 4096) +
+                         2048));
+    near(b.modules, 2 * (2 * (67239936 + 13763072 + 4096 + 3 * 2048 +
+                              2 * 2048.0 * 2048) + 3 * 4 * 576));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -179,6 +319,11 @@ int main(void)
         cmocka_unit_test(saving_against_67b),
         cmocka_unit_test(tied_tables),
         cmocka_unit_test(dense_model),
+        cmocka_unit_test(a_step_of_v3),
+        cmocka_unit_test(more_drafts_than_modules),
+        cmocka_unit_test(tokens_of_a_step),
+        cmocka_unit_test(where_1_8_holds),
+        cmocka_unit_test(a_step_of_a_dense_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
