@@ -32,6 +32,13 @@ static const Option options[O_COUNT] = {
         "it implies --temp 1"},
     [O_SEED] = {"--seed", OPTION_U64, AT(seed), "S", 0, 0,
         "seed of all random numbers; default 0"},
+    [O_DRAFT] = {"--draft", OPTION_SIZE, AT(draft), "K", 1, MAX_DRAFTS,
+        "let the model's MTP modules draft K tokens a step, which one pass "
+        "verifies: greedy text stays the same, sampled text has the same "
+        "probabilities"},
+    [O_DRAFT_BEST] = {"--draft-best", OPTION_FLAG, AT(draft_best), NULL, 0, 0,
+        "draft the most probable tokens, where without it they are sampled as "
+        "the text is"},
     [O_PRINT_IDS] = {"--print-ids", OPTION_FLAG, AT(print_ids), NULL, 0, 0,
         "print the ids that are generated, blanks between, and no text"},
     [O_NO_PROMPT] = {"--no-prompt", OPTION_FLAG, AT(no_prompt), NULL, 0, 0,
@@ -111,18 +118,23 @@ static const Option options[O_COUNT] = {
 #define MODEL_BITS \
     (BIT(O_MLA) | BIT(O_FP8) | BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_READING))
 #define SAMPLE_BITS \
-    (BIT(O_NEW) | BIT(O_TEMP) | BIT(O_TOP_K) | BIT(O_TOP_P) | BIT(O_SEED))
+    (BIT(O_NEW) | BIT(O_TEMP) | BIT(O_TOP_K) | BIT(O_TOP_P) | BIT(O_SEED) | \
+     BIT(O_DRAFT) | BIT(O_DRAFT_BEST))
 #define PROMPT_BITS (BIT(O_PROMPT) | BIT(O_IDS))
 
 static const Command commands[] = {
     {.name = "info", .operands = "DIR|config.json", .least = 1, .most = 1,
-     .options = BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_MLA) | BIT(O_JSON),
+     .options = BIT(O_CTX) | BIT(O_CHUNK) | BIT(O_MLA) | BIT(O_DRAFT) |
+                BIT(O_JSON),
      .summary = "parameters, bytes, cache and operations of a model",
      .text =
         "Counts what a model consists of and what a token costs, from its "
         "config alone, with the sections of the papers (V2: arXiv 2405.04434, "
         "V3: arXiv 2412.19437). A directory that holds weights has its files, "
-        "data types and tokenizer listed too.",
+        "data types and tokenizer listed too.\n"
+        "With --draft it counts the bytes that a step of decoding reads, "
+        "plain and with drafts, behind --ctx positions, and what follows for "
+        "its speed (V3, section 5.4.3).",
      .run = run_info},
     {.name = "generate", .operands = "DIR", .least = 1, .most = 1,
      .options = PROMPT_BITS | SAMPLE_BITS | MODEL_BITS | BIT(O_PRINT_IDS) |
@@ -132,8 +144,9 @@ static const Command commands[] = {
      .text =
         "Prints the prompt and what follows it, as it comes. It ends with the "
         "model's end-of-sentence token, after -n tokens or where the context "
-        "ends; ^C ends it early, with exit status 1. The last line on "
-        "standard error tells speed and memory.\n"
+        "ends; ^C ends it early, with exit status 1. A line on standard error "
+        "tells speed and memory; with --draft more lines tell how often drafts "
+        "were accepted and what they brought.\n"
         "Without --temp, --top-k and --top-p, and where generation_config.json "
         "does not say do_sample, the most probable token is taken. The same "
         "seed gives the same text on every machine.",
@@ -177,7 +190,8 @@ static const Command commands[] = {
      .text =
         "Runs a prompt once and writes what each stage computes to a "
         "safetensors file, under its module's name: 'logits', "
-        "'model.layers.0.self_attn.q_proj' ... (docs/deepseek.md lists them).",
+        "'model.layers.0.self_attn.q_proj' ... (docs/deepseek.md lists them). "
+        "A model's MTP modules run too.",
      .run = run_trace},
     {.name = "diff", .operands = "A.safetensors B.safetensors", .least = 2,
      .most = 2, .options = BIT(O_JSON),

@@ -104,9 +104,8 @@ static void chat_count(GenerateStats *sum, const GenerateStats *s)
 static int chat_generate(Chat *c, const Arguments *a, IdList *ids, Printer *p,
                          Error *err)
 {
-    size_t known = chat_known(c, ids);
+    size_t known = run_rewind(&c->run, chat_known(c, ids));
     GenerateStats stats = {0};
-    session_rewind(&c->run.session, known);
     c->run.generate.seed = a->seed + c->n;
     if (print_generated(&c->run, ids->ids + known, ids->n - known,
                         given(a, O_NEW) ? a->n : SIZE_MAX, p, &stats,
@@ -186,7 +185,8 @@ int run_chat(const Arguments *a, Error *err)
     if (status == 0)
         status = chat_loop(&c, a, err);
     if (status == 0)
-        print_stats(&c.stats, was_interrupted() ? "; interrupted" : "");
+        print_stats(&c.run, &c.stats,
+                    was_interrupted() ? "; interrupted" : "");
     chat_close(&c);
     return status == 0 && was_interrupted() ? 1 : status;
 }

@@ -19,20 +19,20 @@ struct Arguments {
     const char *prompt, *ids, *output, *only, *system;
     const char *separator;
     OptionList readings, held_out;
-    size_t n, top_k, ctx, chunk;   /* ctx, chunk: 0 by default */
+    size_t n, top_k, ctx, chunk, draft; /* the last three: 0 by default */
     size_t vocab, min_count;
     uint64_t seed;
     double temperature, top_p, std, fim, split;
     int mla, fp8, chat_template, dtype, to, scale_fmt; /* which word */
     bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
-    bool only_held_out;
+    bool only_held_out, draft_best;
 };
 
 /* The places of the options in main.c's table. */
 enum {
-    O_PROMPT, O_IDS, O_NEW, O_TEMP, O_TOP_K, O_TOP_P, O_SEED, O_PRINT_IDS,
-    O_NO_PROMPT, O_TEMPLATE, O_SYSTEM, O_THINK, O_DECODE, O_JSONL, O_BOS,
-    O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO, O_SCALE_FMT, O_STD, O_MLA,
+    O_PROMPT, O_IDS, O_NEW, O_TEMP, O_TOP_K, O_TOP_P, O_SEED, O_DRAFT,
+    O_DRAFT_BEST, O_PRINT_IDS, O_NO_PROMPT, O_TEMPLATE, O_SYSTEM, O_THINK,
+    O_DECODE, O_JSONL, O_BOS, O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO, O_SCALE_FMT, O_STD, O_MLA,
     O_FP8, O_CTX, O_CHUNK, O_READING, O_VOCAB, O_MIN_COUNT, O_SEPARATOR,
     O_FIM, O_SPLIT, O_HELD_OUT, O_ONLY_HELD_OUT, O_JSON, O_COUNT
 };
@@ -64,6 +64,8 @@ typedef struct {
     Model model;
     Tokenizer *tokenizer;   /* NULL: the directory has none */
     Session session;
+    Mtp mtp;                /* where the session has modules */
+    MtpStats drafted;
     IdList prompt;
     GenerateOptions generate;
     int32_t stop[MAX_STOP];
@@ -78,10 +80,14 @@ void run_close(Run *r);
 int want_tokenizer(const Run *r, const char *instead, Error *err);
 /* The ids of --ids as they are, or of -p with BOS where the model wants it. */
 int read_prompt(Run *r, const Arguments *a, Error *err);
-/* tokens: what the context should hold if --ctx does not say. A trace shows
+/* With the modules that --draft asks for; a trace of all logits has all.
+ * tokens: what the context should hold if --ctx does not say. A trace shows
  * scores of as many positions, so it gets no more. */
 int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
                  Trace *trace, Error *err);
+/* Forgets all but the first `pos` tokens, or a few more where modules have to
+ * see them again; how many are left. */
+size_t run_rewind(Run *r, size_t pos);
 /* The context where --ctx says nothing: enough for `tokens`, at least `least`,
  * at most what the model was made for. */
 size_t context(const Config *c, const Arguments *a, size_t tokens,
@@ -103,6 +109,8 @@ int parse_ids(IdList *list, const char *text, Error *err);
 /* Writes and empties t; an error where stdout is closed or full. */
 int print_text(Text *t, Error *err);
 int flush_stdout(Error *err);
+/* 1234567 as "1,234,567", right-aligned in the width. */
+void add_count(Text *t, uint64_t n, int width);
 
 /* eval.c ----------------------------------------------------------------- */
 
@@ -144,7 +152,16 @@ void printer_close(Printer *p);
  * line. */
 int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
                     Printer *p, GenerateStats *stats, Error *err);
-/* The one line about the run on stderr. */
-void print_stats(const GenerateStats *s, const char *remark);
+/* The one line about the run on stderr; of one with drafts a few more. */
+void print_stats(const Run *r, const GenerateStats *s, const char *remark);
+
+/* drafts.c --------------------------------------------------------------- */
+
+/* What drafts brought, s having been generated. */
+void print_drafts(const Run *r, const GenerateStats *s);
+/* What a step with K drafts reads and the speed that follows, as a table or as
+ * members of a JSON object. */
+void text_drafts(Text *t, const Config *c, size_t drafts, size_t ctx);
+void json_drafts(Text *t, const Config *c, size_t drafts, size_t ctx);
 
 #endif

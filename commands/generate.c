@@ -26,9 +26,9 @@ static int generate_text(Run *r, const Arguments *a, Error *err)
     printer_close(&p);
     if (status != 0)
         return -1;
-    print_stats(&stats, was_interrupted() ? "; interrupted"
-                        : !stats.stopped && stats.new_tokens < a->n
-                        ? "; the context is full" : "");
+    print_stats(r, &stats, was_interrupted() ? "; interrupted"
+                           : !stats.stopped && stats.new_tokens < a->n
+                           ? "; the context is full" : "");
     return was_interrupted() ? 1 : 0;
 }
 

@@ -10,6 +10,7 @@ typedef struct {
     const char *path;
     Config config;
     Costs costs;
+    size_t drafts;
     SessionOptions session;
     Run run;              /* its model, where has_model; its tokenizer */
     Text out;
@@ -72,21 +73,6 @@ static double cost_flops_of(const Info *i, const CostRow *row)
 }
 
 /* As text ------------------------------------------------------------------ */
-
-/* 1234567 as "1,234,567", right-aligned in the width. */
-static void add_count(Text *t, uint64_t n, int width)
-{
-    char digits[32], out[48];
-    size_t length = (size_t)snprintf(digits, sizeof digits, "%" PRIu64, n);
-    size_t to = 0;
-    for (size_t i = 0; i < length; i++) {
-        if (i > 0 && (length - i) % 3 == 0)
-            out[to++] = ',';
-        out[to++] = digits[i];
-    }
-    out[to] = '\0';
-    text_printf(t, "%*s", width, out);
-}
 
 static void text_config(Info *i)
 {
@@ -212,6 +198,8 @@ static void info_text(Info *i)
 {
     text_config(i);
     text_costs(i);
+    if (i->drafts > 0)
+        text_drafts(&i->out, &i->config, i->drafts, i->session.ctx);
     if (i->run.has_model)
         text_weights(i);
     if (i->run.tokenizer != NULL)
@@ -284,6 +272,8 @@ static void info_json(Info *i)
 {
     json_config(i);
     json_costs(i);
+    if (i->drafts > 0)
+        json_drafts(&i->out, &i->config, i->drafts, i->session.ctx);
     if (i->run.has_model)
         json_weights(i);
     if (i->run.tokenizer != NULL)
@@ -315,14 +305,28 @@ static int info_open(Info *i, const Arguments *a, Error *err)
     return 0;
 }
 
+/* What the memory and a step are counted of; the weights of modules that the
+ * config announces need not be there. */
+static int info_session(Info *i, const Arguments *a, Error *err)
+{
+    Model announced = {.config = i->config,
+                       .n_mtp = i->config.num_nextn_predict_layers};
+    i->session.ctx = context(&i->config, a, 0, DEFAULT_CTX);
+    i->session.chunk = a->chunk;
+    i->session.naive = a->mla == 1;
+    i->drafts = a->draft;
+    if (i->drafts == 0)
+        return 0;
+    return mtp_options(&i->session, &announced, i->drafts, err);
+}
+
 int run_info(const Arguments *a, Error *err)
 {
     Info i = {.path = a->line.operands[0]};
     int status = info_open(&i, a, err);
+    if (status == 0)
+        status = info_session(&i, a, err);
     if (status == 0) {
-        i.session.ctx = context(&i.config, a, 0, DEFAULT_CTX);
-        i.session.chunk = a->chunk;
-        i.session.naive = a->mla == 1;
         cost_count(&i.costs, &i.config, checkpoint_dtype(&i.config),
                    i.session.ctx);
         if (a->json)

@@ -25,6 +25,20 @@ int print_text(Text *t, Error *err)
     return flush_stdout(err);
 }
 
+void add_count(Text *t, uint64_t n, int width)
+{
+    char digits[32], out[48];
+    size_t length = (size_t)snprintf(digits, sizeof digits, "%" PRIu64, n);
+    size_t to = 0;
+    for (size_t i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0)
+            out[to++] = ',';
+        out[to++] = digits[i];
+    }
+    out[to] = '\0';
+    text_printf(t, "%*s", width, out);
+}
+
 static int read_stdin(Text *t, Error *err)
 {
     char buffer[1 << 14];
@@ -88,6 +102,7 @@ int read_text(const Run *r, const char *path, IdList *ids, size_t *bytes,
 
 void run_close(Run *r)
 {
+    mtp_close(&r->mtp);
     if (r->has_session)
         session_close(&r->session);
     ids_free(&r->prompt);
@@ -192,12 +207,26 @@ int open_session(Run *r, const Arguments *a, size_t tokens, bool all_logits,
         .naive = a->mla == 1 || (a->fp8 == 1 && !given(a, O_MLA)),
         .fp8 = a->fp8 == 1,
         .logit_rows = all_logits ? SIZE_MAX : 1,
+        .modules = trace != NULL && all_logits ? r->model.n_mtp : 0,
         .trace = trace
     };
+    if (a->draft_best && a->draft == 0)
+        return fail(err, "--draft-best: wanted --draft too");
+    if (a->draft > 0 && mtp_options(&o, &r->model, a->draft, err) != 0)
+        return -1;
     if (session_open(&r->session, &r->model, &o, err) != 0)
         return -1;
     r->has_session = true;
-    return 0;
+    return o.modules == 0 ? 0 : mtp_open(&r->mtp, &r->session, a->draft,
+                                         a->draft_best, err);
+}
+
+size_t run_rewind(Run *r, size_t pos)
+{
+    if (r->mtp.session != NULL)
+        return mtp_rewind(&r->mtp, pos);
+    session_rewind(&r->session, pos);
+    return r->session.pos;
 }
 
 DType checkpoint_dtype(const Config *c)

@@ -215,8 +215,10 @@ int print_generated(Run *r, const int32_t *ids, size_t n, size_t most,
 {
     r->generate.n = most;
     interrupted = 0;
-    int status = generate(&r->session, ids, n, &r->generate, sink, p, stats,
-                          err);
+    int status = r->mtp.session == NULL
+        ? generate(&r->session, ids, n, &r->generate, sink, p, stats, err)
+        : mtp_generate(&r->mtp, ids, n, &r->generate, sink, p, stats,
+                       &r->drafted, err);
     generating = 0;
     if (status == 0)
         status = print_end(p, err);
@@ -228,11 +230,13 @@ static double rate(size_t n, double seconds)
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-void print_stats(const GenerateStats *s, const char *remark)
+void print_stats(const Run *r, const GenerateStats *s, const char *remark)
 {
     fprintf(stderr, "prompt: %zu tokens, %.1f tok/s; new: %zu tokens, %.1f "
             "tok/s; peak memory %.1f MB%s\n", s->prompt_tokens,
             rate(s->prompt_tokens, s->prompt_seconds), s->new_tokens,
             rate(s->new_tokens, s->decode_seconds),
             (double)os_peak_memory() / 1e6, remark);
+    if (r->mtp.session != NULL)
+        print_drafts(r, s);
 }

@@ -5,10 +5,11 @@ static int trace_run(Run *r, const Arguments *a, Trace *trace, Error *err)
 {
     if (open_session(r, a, r->prompt.n, true, trace, err) != 0)
         return -1;
-    if (session_forward(&r->session, r->prompt.ids, r->prompt.n, "trace", err)
-        != 0)
-        return -1;
-    return file_check_mapped(err);
+    int status = r->mtp.session == NULL
+        ? session_forward(&r->session, r->prompt.ids, r->prompt.n, "trace",
+                          err)
+        : mtp_prompt(&r->mtp, r->prompt.ids, r->prompt.n, "trace", err);
+    return status != 0 ? -1 : file_check_mapped(err);
 }
 
 int run_trace(const Arguments *a, Error *err)

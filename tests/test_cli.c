@@ -269,6 +269,145 @@ static void interrupted(void **state)
     assert_in_range(tokens_made("; interrupted"), 1, 9999);
 }
 
+/* Drafts ------------------------------------------------------------------- */
+
+#define MTP_TWO "data/models/mtp-two --ids 1,2,3 --print-ids -n 40 "
+
+/* Greedy text, and what is sampled among one token, is the same with drafts
+ * as without; what two are drawn from is another draw. */
+static void drafts_change_no_greedy_text(void **state)
+{
+    static const char *const same[] = {
+        "--draft 1", "--draft 2", "--draft 5 --chunk 1",
+        "--draft 16 --mla naive", "--draft 3 --draft-best",
+        "--draft 2 --temp 1 --top-k 1",
+        "--draft 2 --temp 1 --top-k 1 --draft-best",
+        "--draft 2 --reading mtp-order=hidden-first",
+        "--draft 2 --reading mtp-state=before-norm"
+    };
+    char words[160];
+    char *plain = done_dup("generate " MTP_TWO);
+    (void)state;
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        snprintf(words, sizeof words, "generate " MTP_TWO "%s", same[i]);
+        assert_string_equal(done(words), plain);
+    }
+    char *text = done_dup("generate m -p 'the sand' -n 30");
+    assert_string_equal(done("generate m -p 'the sand' -n 30 --draft 1"),
+                        text);
+    assert_string_equal(done("generate m -p 'the sand' -n 30 --draft 4"),
+                        text);
+    char *sampled = done_dup("generate " MTP_TWO "--temp 2 --draft 2");
+    assert_string_equal(done("generate " MTP_TWO "--temp 2 --draft 2"),
+                        sampled);
+    assert_string_not_equal(done("generate " MTP_TWO "--temp 2 --draft 2 "
+                                 "--draft-best"), sampled);
+    assert_string_not_equal(done("generate " MTP_TWO "--temp 2 --draft 2 "
+                                 "--seed 1"), sampled);
+    free(plain);
+    free(text);
+    free(sampled);
+}
+
+/* What stands after this text on stderr, as a number. */
+static double told(const char *before)
+{
+    const char *at = strstr(last.err, before);
+    double x = 0;
+    if (at == NULL || sscanf(at + strlen(before), "%lf", &x) != 1)
+        fail_msg("no number behind '%s': %s", before, last.err);
+    return x;
+}
+
+/* Tokens of a step follow from what was accepted. */
+static void drafts_are_told(void **state)
+{
+    (void)state;
+    done("generate data/models/mtp-two --ids 1 --print-ids -n 60 --draft 1 "
+         "--temp 8 --seed 2");
+    assert_true(told("\ndrafts: ") == 1);
+    double a = told(" accepted by position: ") / 100;
+    double steps = told(" 1 a step, "), tokens = told("\ntokens a step: ");
+    assert_true(a > 0 && a < 1);
+    assert_true(steps >= 28 && steps <= 57);
+    assert_true(tokens > 1 && tokens < 2);
+    double formula = told("(1-a^2)/(1-a) = ");
+    assert_true(formula > 0.99 + a && formula < 1.01 + a);
+    assert_true(told(" at a = ") > 100 * a - 0.01);
+    double share = told("\ntime: ");
+    assert_true(share > 0 && share < 100);
+    assert_true(told("; speed-up ") > 0);
+    assert_true(told(" against ") >= 1);
+    assert_true(told(" plain steps, ") > 0);
+    double experts = told("; a layer's experts ");
+    assert_true(experts >= 2 && experts <= 4);
+    assert_non_null(strstr(last.err, " for 2.00\n"));
+    done("generate data/models/mtp-two --ids 1 --print-ids -n 1 "
+         "--draft 3");
+    assert_non_null(strstr(last.err, "\ndrafts: 3 a step, 0 steps; accepted "
+                           "by position: - - -\ntime: "));
+    assert_null(strstr(last.err, "speed-up"));
+}
+
+static void a_conversation_with_drafts(void **state)
+{
+    static const char said[] = "the\nand the sand\nand\n";
+    (void)state;
+    run_with(said, "chat m --template v3 -n 12");
+    char *plain = strdup(last.out);
+    for (int i = 0; i < 3; i++) {
+        static const char *const words[] = {
+            "chat m --template v3 -n 12 --draft 1",
+            "chat m --template v3 -n 12 --draft 2",
+            "chat m --template v3 -n 12 --draft 7 --chunk 3"
+        };
+        run_with(said, words[i]);
+        if (last.status != 0)
+            fail_msg("%s", last.err);
+        assert_string_equal(last.out, plain);
+        assert_non_null(strstr(last.err, "\ndrafts: "));
+    }
+    free(plain);
+}
+
+static void info_of_drafts(void **state)
+{
+    Json j;
+    Error err;
+    double speed;
+    (void)state;
+    done("info data/configs/v3.json --draft 1 --ctx 4096");
+    assert_non_null(strstr(last.out, "  all                               "
+                           "38,244,143,456    60,990,900,922\n"));
+    assert_non_null(strstr(last.out, "\n     1                    "));
+    assert_null(strstr(done("info m"), "bytes that a step reads"));
+    const char *text = done("info data/configs/v3.json --draft 1 --json");
+    if (json_parse(&j, "info", text, strlen(text), &err) != 0)
+        fail_msg("%s", err.text);
+    const JsonNode *step = json_get(&j, j.nodes, "step");
+    const JsonNode *rows = json_get(&j, step, "speed_ups");
+    assert_true(json_number(&j, json_get(&j, json_first(&j, rows),
+                                         "speed_up"), &speed));
+    assert_true(speed > 0.93 && speed < 0.95);
+    json_free(&j);
+}
+
+/* The modules' stages are in a trace, T - k rows of module k. */
+static void modules_are_traced(void **state)
+{
+    (void)state;
+    done("trace data/models/mtp-two --ids 9,8,7,6 -o t.st --only 'mtp.*'");
+    done("trace data/models/mtp-two --ids 9,8,7,6 -o u.st --only 'mtp.*' "
+         "--chunk 1");
+    done("diff t.st u.st --json");
+    assert_non_null(strstr(last.out, "\"mtp.1.logits\", \"same\": true, "
+                           "\"elements\": 192,"));
+    assert_non_null(strstr(last.out, "\"mtp.2.logits\", \"same\": true, "
+                           "\"elements\": 128,"));
+    done("trace data/models/mtp-two --ids 9 -o one.st");
+    done("trace data/models/mtp-absent --ids 9,8,7,6 -o none.st");
+}
+
 /* chat --------------------------------------------------------------------- */
 
 static void a_conversation_through_a_pipe(void **state)
@@ -543,6 +682,11 @@ int main(void)
         cmocka_unit_test(a_stop_id_ends_it),
         cmocka_unit_test(readings),
         cmocka_unit_test(interrupted),
+        cmocka_unit_test(drafts_change_no_greedy_text),
+        cmocka_unit_test(drafts_are_told),
+        cmocka_unit_test(a_conversation_with_drafts),
+        cmocka_unit_test(info_of_drafts),
+        cmocka_unit_test(modules_are_traced),
         cmocka_unit_test(a_conversation_through_a_pipe),
         cmocka_unit_test(an_answer_depends_on_the_text_alone),
         cmocka_unit_test(a_system_message),

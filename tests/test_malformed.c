@@ -662,6 +662,23 @@ static const Case arguments[] = {
      LINE("generate tiny --ids 1 --ctx 1e99")},
     {"--chunk wants a whole number from 1 to 1000000000000000, not '0'",
      LINE("generate tiny --ids 1 --chunk 0")},
+    {"--draft wants a whole number from 1 to 16, not '0'",
+     LINE("generate tiny --ids 1 --draft 0")},
+    {"--draft wants a whole number from 1 to 16, not '17'",
+     LINE("chat tiny --draft 17")},
+    {"eval has no option '--draft' (deepseek eval --help lists its options)",
+     LINE("eval tiny in --draft 1")},
+    {"--draft-best: wanted --draft too",
+     RUN("generate tiny --ids 1 --draft-best")},
+    {"drafts: wanted a model with 1 MTP module, found "
+     "num_nextn_predict_layers 0",
+     RUN("generate data/models/k3-v3 --ids 1 --print-ids --draft 2")},
+    {"drafts: wanted a model with 1 MTP module, found "
+     "num_nextn_predict_layers 0",
+     RUN("info data/configs/v2.json --draft 1")},
+    {"drafts: model.layers.2.enorm.weight is missing: MTP module 1 of the 1 "
+     "announced is not there",
+     RUN("generate data/models/mtp-absent --ids 1 --print-ids --draft 1")},
     {"--temp wants a number from 0 to 100, not 'nan'",
      LINE("generate tiny --ids 1 --temp nan")},
     {"--seed wants a whole number of at most 64 bits, not '-1'",
