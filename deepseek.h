@@ -919,4 +919,38 @@ size_t drop_tokens(int32_t *dropped, const Routes *r, const bool *exempt,
 /* Drawn from the seed and the sequence's number alone. */
 bool drop_exempt(uint64_t seed, uint64_t sequence, double rate);
 
+/* adamw.c: one step of the optimiser ---------------- V2 §3.1.2, V3 §4.2 */
+
+typedef struct {
+    double beta1, beta2, eps, weight_decay;
+} AdamW;
+
+/* What all parameters of a step share. */
+typedef struct {
+    float lr, clip, eps, weight_decay;
+    float beta1, rest1, beta2, rest2;   /* β, 1 - β */
+    float unbias1, unbias2;             /* 1 / (1 - β^t) */
+} AdamWStep;
+
+/* Of one tensor: n numbers each, F32 or BF16, all 0 at first. */
+typedef struct {
+    DType dtype;
+    void *m, *v;
+} Moments;
+
+/* Σ g_i². The gradient's norm is the root of the sum of those of all trained
+ * tensors, added in the order of the table. */
+double sum_of_squares(const float *g, size_t n);
+/* min(1, limit / norm). */
+float clip_factor(double norm, double limit);
+/* t: the number of the update, from 1 on. */
+AdamWStep adamw_step(const AdamW *a, double lr, float clip, uint64_t t);
+/* g' = clip g; m = β1 m + (1 - β1) g'; v = β2 v + (1 - β2) g'²;
+ * p -= lr (m/(1 - β1^t) / (√(v/(1 - β2^t)) + eps) + weight_decay p).
+ * decay: whether the tensor has the last term. */
+void adamw_update(float *p, const float *g, const Moments *moments, size_t n,
+                  bool decay, const AdamWStep *s);
+/* The parameters' moving average, V3 §3.2.3: ema += (1 - decay) (p - ema). */
+void ema_update(float *ema, const float *p, size_t n, double decay);
+
 #endif
