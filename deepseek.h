@@ -953,4 +953,30 @@ void adamw_update(float *p, const float *g, const Moments *moments, size_t n,
 /* The parameters' moving average, V3 §3.2.3: ema += (1 - decay) (p - ema). */
 void ema_update(float *ema, const float *p, size_t n, double decay);
 
+/* schedule.c: what changes while a model is trained -- V2 §3.1.2, V3 §4.2 */
+
+typedef enum { SHAPE_CONSTANT, SHAPE_LINEAR, SHAPE_COSINE } ScheduleShape;
+
+typedef struct {
+    uint64_t until;            /* tokens seen: the first that are not in it */
+    ScheduleShape shape;
+    double from, to;           /* cosine: half a period from one to the other */
+} ScheduleSegment;
+
+enum { MAX_SEGMENTS = 16 };
+
+typedef struct {
+    size_t n;                  /* at least 1 */
+    ScheduleSegment segments[MAX_SEGMENTS]; /* until rises */
+} Schedule;
+
+Schedule schedule_constant(double value);
+/* The value where so many tokens have been seen; behind the last segment, what
+ * that ended with. */
+double schedule_value(const Schedule *s, uint64_t tokens);
+/* The same as a batch size: rounded, halves up, at least 1. */
+size_t schedule_sequences(const Schedule *s, uint64_t tokens);
+/* value · min(1, update / warmup), updates counted from 1. */
+double warm_up(double value, uint64_t update, uint64_t warmup);
+
 #endif
