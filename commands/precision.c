@@ -35,13 +35,13 @@ typedef struct {
 
 static const Variant variants[] = {
     {"stored", "as stored", "as stored", false, false, FP8_BLOCK, FP8_TILE},
-    {"weights", "weights", "FP8 weights, 128x128", true, false, FP8_BLOCK,
+    {"weights", "weights", "FP8 weights", true, false, FP8_BLOCK,
      FP8_TILE},
-    {"tiles", "1x128", "and activations 1x128", true, true, FP8_BLOCK,
+    {"tiles", "1x128", "activations 1x128", true, true, FP8_BLOCK,
      FP8_TILE},
-    {"blocks", "128x128", "and activations 128x128", true, true, FP8_BLOCK,
+    {"blocks", "128x128", "activations 128x128", true, true, FP8_BLOCK,
      FP8_BLOCK},
-    {"tensor", "tensor", "both, one scale a tensor", true, true, FP8_TENSOR,
+    {"tensor", "tensor", "one scale a tensor", true, true, FP8_TENSOR,
      FP8_TENSOR},
 };
 

@@ -592,7 +592,8 @@ static void test_products(void **state)
         check_products(&random);
 }
 
-/* Where a scale serves more than one token's tile, it is repeated. */
+/* Where a scale serves more than one token's tile, it is repeated. Raised rows
+ * are quantised as if they were greater; their scales are not. */
 static void test_activations(void **state)
 {
     Random random = test_random();
@@ -603,15 +604,20 @@ static void test_activations(void **state)
         Product p = product_new(T, 1, K);
         p.a.scope = run % 3 == 2 ? FP8_TENSOR : (Fp8Scope)(run % 3);
         p.a.ue8m0 = run / 3 % 2;
+        p.a.raise = run / 6 % 2 ? 5 : 0;
         random_fill(&random, p.x, T * K);
         for (size_t i = 0; i < T * K; i++)
             p.x[i] *= (float)(1 + i / K + 5 * (i % K / 128));
         fp8_activations(&p.a, p.x, K, T, K);
-        for (; rows < 10; rows++) {
-            size_t t = random_between(&random, 0, T - 1);
+        for (size_t i = 0; i < T * K; i++)
+            p.x[i] *= i / K % 128 ? 1 : (float)(1 << p.a.raise);
+        for (; rows < 12; rows++) {
+            size_t t = rows > 9 ? T - 1 - (T - 1) % 128
+                                : random_between(&random, 0, T - 1);
             size_t k = random_between(&random, 0, K - 1);
             float s = scale_of(p.x, K, T, K, t, k, p.a.scope, p.a.ue8m0);
-            assert_true(p.a.scales[t * blocks + k / 128] == s);
+            assert_true(p.a.scales[t * blocks + k / 128]
+                        * (t % 128 ? 1 : (float)(1 << p.a.raise)) == s);
             assert_int_equal(p.a.codes[t * K + k],
                              e4m3_encode(p.x[t * K + k] / s));
             assert_true(p.a.values[t * K + k]
