@@ -557,17 +557,13 @@ int config_read(Config *c, const char *path, Error *err)
     return failed;
 }
 
-/* The shortest decimal that reads back as x. */
+/* A strict reader wants a float to look like one. */
 static void add_number(Text *t, double x)
 {
-    char text[40];
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, x);
-        if (strtod(text, NULL) == x)
-            break;
-    }
-    /* A strict reader wants a float to look like one. */
-    text_printf(t, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
+    size_t at = t->length;
+    text_number(t, x);
+    if (!t->failed && !strpbrk(t->text + at, ".e"))
+        text_add(t, ".0", 2);
 }
 
 static void add_member(Text *t, const char *key, double x)

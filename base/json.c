@@ -987,6 +987,17 @@ void text_json_string(Text *t, const char *bytes, size_t n, bool ascii)
     text_add(t, "\"", 1);
 }
 
+void text_number(Text *t, double x)
+{
+    char text[40];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        if (strtod(text, NULL) == x)
+            break;
+    }
+    text_add(t, text, strlen(text));
+}
+
 void text_free(Text *t)
 {
     free(t->text);

@@ -88,6 +88,8 @@ void text_add(Text *t, const char *bytes, size_t n);
 void text_printf(Text *t, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Invalid UTF-8 becomes U+FFFD; with ascii all else becomes \uXXXX. */
 void text_json_string(Text *t, const char *bytes, size_t n, bool ascii);
+/* The shortest decimal that reads back as x, which is finite. */
+void text_number(Text *t, double x);
 void text_free(Text *t);
 
 #endif

@@ -856,6 +856,35 @@ static uint32_t check_tree(const Json *json, uint32_t at)
     return next;
 }
 
+/* Written numbers are read as they were, and are short where that will do. */
+static void test_write_number(void **state)
+{
+    (void)state;
+    static const char *const shortest[] = {"0", "0.1", "-2.2e-05", "1e+13",
+                                           "14.633", "0.0007584"};
+    Random r = random_seeded(1);
+    Text t = {0};
+    for (size_t i = 0; i < sizeof shortest / sizeof *shortest; i++) {
+        text_number(&t, strtod(shortest[i], NULL));
+        assert_string_equal(t.text, shortest[i]);
+        t.length = 0;
+    }
+    for (int i = 0; i < 2000; i++) {
+        uint64_t bits = random_u64(&r);
+        double x, back;
+        memcpy(&x, &bits, sizeof x);
+        if (!isfinite(x))
+            continue;
+        t.length = 0;
+        text_number(&t, x);
+        Json json;
+        parse(&json, t.text);
+        assert_true(json_number(&json, json.nodes, &back) && back == x);
+        done(&json);
+    }
+    text_free(&t);
+}
+
 /* What is written at random is read; with a byte changed or cut off it is
  * read or refused in one line, and never past its end. */
 static void test_random(void **state)
@@ -911,6 +940,7 @@ int main(void)
         cmocka_unit_test(test_escaped_keys),
         cmocka_unit_test(test_attack),
         cmocka_unit_test(test_write_string),
+        cmocka_unit_test(test_write_number),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_random),
     };
