@@ -245,13 +245,13 @@ static const Command commands[] = {
         "Runs a text through the model as it is stored, with FP8 weights, with "
         "FP8 activations too, in tiles of 1 x 128 as V3 has them, in blocks of "
         "128 x 128 and with one scale a tensor (V3 3.3.2, B.2); all of it "
-        "again with outliers put into some channels, in a way that changes no "
-        "bit of the model as it is stored. Prints the relative error of every "
-        "layer's output and the perplexity; -o draws a picture of them, an SVG "
-        "file.\n"
-        "Text is cut into windows of --ctx tokens, 512 by default, each run "
-        "at once. Copies of the weights are made in memory, in F32 for the "
-        "outliers.",
+        "again with outliers in some tokens, then in some features, put in so "
+        "that the model as it is stored keeps every bit. Prints the relative "
+        "error of every layer's output and the perplexity; -o draws a picture "
+        "of them, an SVG file.\n"
+        "The text, '-' being standard input, is cut into windows of --ctx "
+        "tokens, 512 by default, each run at once. Memory holds a copy of the "
+        "weights in F32 and one in FP8.",
      .run = run_precision},
     {.name = "train-tokenizer", .operands = "FILE...", .least = 1,
      .most = SIZE_MAX,
