@@ -182,7 +182,8 @@ static int check_row(const Draft *d, const TensorInfo *info, size_t r,
             return fail(err, "%s: %s: element (%zu, %zu) is %g, wanted a"
                         " finite BF16 number", d->model->files.paths[
                             st_find(&d->model->files, info->name)->file],
-                        info->name, r, k, (double)x[k]);
+                        info->name, r, k,
+                        isnan(x[k]) ? (double)NAN : (double)x[k]);
     return 0;
 }
 
@@ -301,7 +302,8 @@ static const char *const names[] = {
 
 enum { FILES = sizeof names / sizeof *names };
 
-/* Every file's path; without force none of them may exist. */
+/* Every file's path, none of them a directory; without force none of them may
+ * exist. Known before the first is replaced. */
 static int make_paths(char *paths[FILES], const char *dir, bool force,
                       Error *err)
 {
@@ -309,6 +311,8 @@ static int make_paths(char *paths[FILES], const char *dir, bool force,
         paths[i] = path_join(dir, names[i], err);
         if (!paths[i])
             return -1;
+        if (path_is_dir(paths[i]))
+            return fail(err, "%s: cannot write: is a directory", paths[i]);
         if (!force && path_exists(paths[i]))
             return fail(err, "%s exists; --force overwrites it", paths[i]);
     }

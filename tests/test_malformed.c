@@ -30,6 +30,7 @@ typedef struct {
     const char *words;     /* NULL: two ids in, one out */
     const char *input;     /* or NULL */
     int status;            /* 0: 1 */
+    size_t n;              /* of bytes with zeros; 0: those of a text */
 } Case;
 
 /* What a change means: text in the place of text, once; another text for all; a
@@ -344,9 +345,71 @@ static const Case weights[] = {
      SWAP("fp8", "model.safetensors", "\"F32\",\"shape\":[1,1]",
      "\"F32\",\"shape\":[1]")},
     {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv: element (0, 0) is "
+     "0, wanted a finite positive scale",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight_scale_inv", 0,
+     "\0\0\0"), .n = 4},
+    {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv: element (0, 0) is "
+     "-0, wanted a finite positive scale",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight_scale_inv", 0,
+     "\0\0\0\x80"), .n = 4},
+    {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv: element (0, 0) is "
+     "inf, wanted a finite positive scale",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight_scale_inv", 0,
+     "\0\0\x80\x7f"), .n = 4},
+    {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv: wanted shape [1, "
+     "1], found shape [1, 1, 1]",
+     SWAP("fp8", "model.safetensors", "\"F32\",\"shape\":[1,1]",
+     "\"F32\",\"shape\":[1,1,1]")},
+    {"bad/model.safetensors: "
      "model.layers.0.self_attn.q_a_proj.weight_scale_inv: wanted dtype F32, "
      "found I32", SWAP("fp8", "model.safetensors", "\"F32\",\"shape\":[1,1]",
      "\"I32\",\"shape\":[1,1]")},
+};
+
+/* The same where FP8 is written and where it is measured; a number that BF16
+ * cannot hold. */
+static const Case weights_to_write[] = {
+    {"bad/model.safetensors: model.layers.0.self_attn.q_a_proj.weight: "
+     "element (0, 7) is nan, wanted a finite BF16 number",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight", 7, "\x7f"),
+     RUN("quantize bad -o x")},
+    {"bad/model.safetensors: model.layers.0.self_attn.q_a_proj.weight: "
+     "element (0, 7) is nan, wanted a finite BF16 number",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight", 7, "\xff"),
+     RUN("quantize bad -o x --to bf16")},
+    {"bad/model.safetensors: model.layers.0.self_attn.q_a_proj.weight: "
+     "element (0, 7) is the E4M3 code 0x7f, not a number",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight", 7, "\x7f"),
+     RUN("precision bad in")},
+    {"bad/model.safetensors: model.norm.weight: element (0, 31) is inf, "
+     "wanted a finite BF16 number",
+     BYTES("tiny", "model.norm.weight", 62, "\x80\x7f"),
+     RUN("quantize bad -o x")},
+    {"bad/model.safetensors: model.layers.2.eh_proj.weight: element (0, 1) is "
+     "-inf, wanted a finite BF16 number",
+     BYTES("tiny", "model.layers.2.eh_proj.weight", 2, "\x80\xff"),
+     RUN("quantize bad -o x --to bf16")},
+    {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv: element (0, 0) is "
+     "inf, wanted a finite positive scale",
+     BYTES("fp8", "model.layers.0.self_attn.q_a_proj.weight_scale_inv", 0,
+     "\0\0\x80\x7f"), .n = 4, RUN("quantize bad -o x --to bf16")},
+    {"bad/model.safetensors: "
+     "model.layers.0.self_attn.q_a_proj.weight_scale_inv is missing, which "
+     "the FP8 tensor needs",
+     SWAP("fp8", "model.safetensors", "q_a_proj.weight_scale_inv",
+     "q_a_proj.weight_scale"), RUN("quantize bad -o x")},
+    {"bad/model.safetensors: model.layers.2.eh_proj.weight is missing",
+     SWAP("tiny", "model.safetensors", "model.layers.2.eh_proj.weight",
+     "model.layers.2.eh_project.weight"), RUN("quantize bad -o x")},
+    {"bad/tokenizer.json: cannot read: is a directory",
+     NO_DIR("tiny", "tokenizer.json"), RUN("quantize bad -o x")},
+    {"bad/chat_template.jinja: cannot read: is a directory",
+     NO_DIR("tiny", "chat_template.jinja"), RUN("quantize bad -o x")},
 };
 
 static const Case configs[] = {
@@ -606,6 +669,24 @@ static const Case arguments[] = {
      LINE("init data/tiny/config.json")},
     {"--dtype wants one of f32|f16|bf16|fp8, not 'int8'",
      LINE("init data/tiny/config.json -o x --dtype int8")},
+    {"quantize wants DIR (deepseek quantize --help says more)",
+     LINE("quantize")},
+    {"quantize wants -o (deepseek quantize --help says more)",
+     LINE("quantize tiny")},
+    {"quantize takes DIR, and 'x' is one too many",
+     LINE("quantize tiny x -o y")},
+    {"--to wants one of fp8|bf16, not 'int8'",
+     LINE("quantize tiny -o x --to int8")},
+    {"--scale-fmt wants one of ue8m0|f32, not 'e8m0'",
+     LINE("quantize tiny -o x --scale-fmt e8m0")},
+    {"quantize has no option '--seed' (deepseek quantize --help lists its "
+     "options)", LINE("quantize tiny -o x --seed 1")},
+    {"--scale-fmt: BF16 weights have no scales",
+     RUN("quantize tiny -o x --to bf16 --scale-fmt ue8m0")},
+    {"nothing: cannot open: No such file or directory",
+     RUN("quantize nothing -o x")},
+    {"empty/config.json: cannot open: No such file or directory",
+     RUN("quantize empty -o x")},
     {"nothing: cannot open: No such file or directory", RUN("info nothing")},
     {"empty/config.json: cannot open: No such file or directory",
      RUN("info empty")},
@@ -773,6 +854,23 @@ static const Case targets[] = {
     {"bad/model.safetensors: cannot write: is a directory",
      NO_DIR("tiny", "model.safetensors"),
      RUN("init data/tiny/config.json -o bad --force")},
+    {"in: cannot make this directory: File exists", RUN("quantize tiny -o in")},
+    {"in/such: cannot make this directory: Not a directory",
+     RUN("quantize tiny -o in/such")},
+    {"no/such: cannot make this directory: No such file or directory",
+     RUN("quantize tiny -o no/such")},
+    {": cannot make this directory: No such file or directory",
+     RUN("quantize tiny -o ''")},
+    {"/dev/null: cannot make this directory: File exists",
+     RUN("quantize tiny -o /dev/null --force")},
+    {"fp8/model.safetensors exists; --force overwrites it",
+     RUN("quantize tiny -o fp8")},
+    {"tiny/model.safetensors exists; --force overwrites it",
+     RUN("quantize tiny -o tiny")},
+    {"./tiny/./model.safetensors exists; --force overwrites it",
+     RUN("quantize tiny -o ./tiny/.")},
+    {"bad/config.json exists; --force overwrites it",
+     NO_FILE("tiny", "model.safetensors"), RUN("quantize tiny -o bad")},
 };
 
 /* Legal, if odd: the words do what they did before. */
@@ -911,7 +1009,8 @@ static void poke(const char *path, const Case *c)
     assert_non_null(offset);
     size_t at = 8 + header_length(&b) + (size_t)c->at
                 + strtoul(offset + strlen("\"data_offsets\":["), NULL, 10);
-    splice(path, &b, at, strlen(c->to), c->to, strlen(c->to));
+    size_t n = c->n > 0 ? c->n : strlen(c->to);
+    splice(path, &b, at, n, c->to, n);
     free(b.bytes);
 }
 
@@ -1031,6 +1130,10 @@ static void accept(const Case *c)
 static void wrong_safetensors(void **state) { ALL(refuse, safetensors); }
 static void wrong_indexes(void **state) { ALL(refuse, indexes); }
 static void wrong_weights(void **state) { ALL(refuse, weights); }
+static void wrong_weights_to_write(void **state)
+{
+    ALL(refuse, weights_to_write);
+}
 static void wrong_configs(void **state) { ALL(refuse, configs); }
 static void wrong_tokenizers(void **state) { ALL(refuse, tokenizers); }
 static void wrong_arguments(void **state) { ALL(refuse, arguments); }
@@ -1076,7 +1179,7 @@ static const char *const printing[] = {
     "--help", "--man", "info tiny", "info tiny --json", "generate tiny -p a",
     "generate tiny --ids 1 --print-ids", "tokenize tiny in", "diff tiny tiny",
     "eval tiny in", "chat tiny --template v3 -n 1", "fp8 accumulation",
-    "fp8 formats tiny in"};
+    "fp8 formats tiny in", "precision tiny in"};
 
 static void stdout_to(const char *where, const char *reason)
 {
@@ -1151,6 +1254,12 @@ static void a_file_that_may_not_grow(void **state)
     no_room_for("init data/tiny/config.json -o old --force",
                 "old/model.safetensors: cannot write: File too large",
                 "diff -r old fp8");
+    no_room_for("quantize tiny -o full",
+                "full/model.safetensors: cannot write: File too large",
+                "test ! -e full");
+    no_room_for("quantize tiny -o old --force",
+                "old/model.safetensors: cannot write: File too large",
+                "diff -r old fp8");
     no_room_for("trace tiny --ids 1,2,3,4,5,6,7,8,9 -o full",
                 "full: cannot write: File too large", "test ! -e full");
     temp_write("spool", "old", 3);
@@ -1162,18 +1271,47 @@ static void a_file_that_may_not_grow(void **state)
 /* A disk of 96 KiB, in a name space of its own. */
 static void a_full_disk(void **state)
 {
+    static const char *const writing[] = {
+        "init data/tiny/config.json", "quantize tiny"};
     (void)state;
     if (shell("unshare -rm mount -t tmpfs none empty 2>err") != 0)
         skip();
-    last.status = shell("unshare -rm sh -c 'mount -t tmpfs -o size=96k none "
-                        "empty && { ./deepseek init data/tiny/config.json -o "
-                        "empty/m 2>err; echo $? $(ls empty); }' >out");
-    read_text("err", last.err, sizeof last.err);
-    complains("init", 0, "empty/m/model.safetensors: cannot write: No space "
-              "left on device");
-    read_text("out", last.out, sizeof last.out);
-    assert_string_equal(last.out, "1\n");
-    refused_cases++;
+    for (size_t i = 0; i < 2; i++) {
+        char line[300];
+        snprintf(line, sizeof line, "unshare -rm sh -c 'mount -t tmpfs -o "
+                 "size=96k none empty && { ./deepseek %s -o empty/m 2>err; "
+                 "echo $? $(ls empty); }' >out", writing[i]);
+        last.status = shell(line);
+        read_text("err", last.err, sizeof last.err);
+        complains(writing[i], 0, "empty/m/model.safetensors: cannot write: No "
+                  "space left on device");
+        read_text("out", last.out, sizeof last.out);
+        assert_string_equal(last.out, "1\n");
+        refused_cases++;
+    }
+}
+
+/* With --force too, what is in the way of the last file is seen before the
+ * first is replaced. */
+static void a_directory_in_the_way(void **state)
+{
+    static const char *const names[] = {
+        "model.safetensors", "config.json", "generation_config.json",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
+    (void)state;
+    for (size_t i = 0; i < 6; i++) {
+        char line[200], message[100];
+        snprintf(line, sizeof line, "rm -rf old was && cp -R fp8 old && rm -f "
+                 "old/%s && mkdir old/%s && cp -R old was", names[i],
+                 names[i]);
+        assert_int_equal(shell(line), 0);
+        snprintf(message, sizeof message, "old/%s: cannot write: is a "
+                 "directory", names[i]);
+        run("quantize tiny -o old --force");
+        complains("quantize", 1, message);
+        assert_int_equal(shell("diff -r old was"), 0);
+        refused_cases++;
+    }
 }
 
 /* Files that change -------------------------------------------------------- */
@@ -1313,6 +1451,8 @@ static void interrupted_while_writing(void **state)
         interrupt("init big.json -o big", "big", numbers[i]);
         interrupt("init big.json -o old --force", "old", numbers[i]);
         assert_int_equal(shell("diff -r old fp8"), 0);
+        interrupt("quantize data/../../models/stories -o big", "big",
+                  numbers[i]);
         interrupt("trace data/../../models/stories --ids $(seq -s, 1 250) -o "
                   "big", ".", numbers[i]);
     }
@@ -1370,6 +1510,7 @@ int main(void)
         cmocka_unit_test(wrong_safetensors),
         cmocka_unit_test(wrong_indexes),
         cmocka_unit_test(wrong_weights),
+        cmocka_unit_test(wrong_weights_to_write),
         cmocka_unit_test(wrong_configs),
         cmocka_unit_test(wrong_tokenizers),
         cmocka_unit_test(wrong_arguments),
@@ -1382,6 +1523,7 @@ int main(void)
         cmocka_unit_test(a_closed_pipe),
         cmocka_unit_test(a_file_that_may_not_grow),
         cmocka_unit_test(a_full_disk),
+        cmocka_unit_test(a_directory_in_the_way),
         cmocka_unit_test(a_file_that_changes),
         cmocka_unit_test(a_file_that_changes_behind_a_text),
         cmocka_unit_test(interrupted_while_writing),
