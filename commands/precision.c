@@ -402,10 +402,10 @@ int run_precision(const Arguments *a, Error *err)
     int status = prepare(&p, a, err);
     if (status == 0)
         status = run_all(&p, err);
-    if (status == 0 && a->output != NULL)
-        status = draw(&p, a, err);
     if (status == 0)
         status = print(&p, a, err);
+    if (status == 0 && a->output != NULL)
+        status = draw(&p, a, err);
     free(p.power);
     free(p.sums);
     free(p.stored);
