@@ -592,6 +592,69 @@ static void test_products(void **state)
         check_products(&random);
 }
 
+/* One output as docs/numerics.md defines it: per block of 128 fresh lanes of
+ * products, padded with 0; each times the product of both scales; a tree. C's
+ * own fmaf, which rounds once. */
+static float lanes_and_tree(const Product *p, const Matrix *b, size_t t,
+                            size_t n)
+{
+    float a[16] = {0};
+    size_t K = p->K, blocks = fp8_blocks(K), row = b->row0 + n;
+    const uint8_t *codes = (const uint8_t *)b->data + n * b->stride;
+    for (size_t i = 0; i < blocks; i++) {
+        float lane[16] = {0};
+        float s = p->a.scales[t * blocks + i]
+                  * scales_of(b)[row / 128 * blocks + i];
+        for (size_t k = i * 128; k < i * 128 + 128; k++) {
+            float w = k < K ? e4m3_decode(codes[k]) : 0;
+            float x = k < K ? p->a.values[t * K + k] : 0;
+            lane[k % 16] = fmaf(w, x, lane[k % 16]);
+        }
+        for (int l = 0; l < 16; l++)
+            a[l] = fmaf(lane[l], s, a[l]);
+    }
+    for (int s = 8; s > 0; s /= 2)
+        for (int l = 0; l < s; l++)
+            a[l] += a[l + s];
+    return a[0];
+}
+
+/* Every number of rows of x that may share a decoded block, every rest of K,
+ * rows of B that begin inside a block; numbers of both signs, zeros too. */
+static void check_lanes(Random *random, size_t M, size_t K)
+{
+    Product p = product_new(M, 135, K);
+    size_t first = random_between(random, 0, 130), n;
+    Matrix b = matrix_rows(&p.b, first, 135 - first);
+    float *wanted = test_alloc(M * b.rows, sizeof *wanted);
+    random_normal(random, p.x, M * K, 3);
+    random_normal(random, p.y, p.N * K, 0.02f);
+    for (size_t i = 0; i < p.N * K; i += 7)
+        p.y[i] = 0;
+    product_quantize(&p);
+    for (size_t i = 0; i < M * b.rows; i++)
+        wanted[i] = lanes_and_tree(&p, &b, i / b.rows, i % b.rows);
+    fp8_gemm(p.c, b.rows, &p.a, M, &b,
+             (Fp8Accumulation){FP8_LANES, false, false});
+    must_equal_bits(p.c, wanted, M * b.rows, "the definition");
+    n = M * b.rows;
+    memset(p.c, 0, n * sizeof *p.c);
+    linear(p.c, b.rows, p.x, K, M, &b, &p.a);
+    must_equal_bits(p.c, wanted, n, "linear");
+    free(wanted);
+    product_free(&p);
+}
+
+static void test_lanes(void **state)
+{
+    Random random = test_random();
+    (void)state;
+    for (size_t K = 1; K <= 300; K += 1 + K / 20)
+        check_lanes(&random, 1 + K % 3, K);
+    for (size_t M = 1; M <= 40; M++)
+        check_lanes(&random, M, 129 + M);
+}
+
 /* Where a scale serves more than one token's tile, it is repeated. Raised rows
  * are quantised as if they were greater; their scales are not. */
 static void test_activations(void **state)
@@ -906,7 +969,8 @@ int main(void)
         cmocka_unit_test(test_tile_vectors), cmocka_unit_test(test_scale),
         cmocka_unit_test(test_ue8m0_scale), cmocka_unit_test(test_scopes),
         cmocka_unit_test(test_retile), cmocka_unit_test(test_gemm_vectors),
-        cmocka_unit_test(test_products), cmocka_unit_test(test_activations),
+        cmocka_unit_test(test_products), cmocka_unit_test(test_lanes),
+        cmocka_unit_test(test_activations),
         cmocka_unit_test(test_alignment), cmocka_unit_test(test_register),
         cmocka_unit_test(test_promotion),
         cmocka_unit_test(test_accumulation_vectors),
