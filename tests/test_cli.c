@@ -572,6 +572,45 @@ static void chunks_change_no_bit(void **state)
                            " tensors, all with the same bits\n"));
 }
 
+/* Peak memory of a prompt of a thousand tokens; *planned: what info says that
+ * the run's memory is, of which nothing stays untouched. */
+static double peak_memory(const char *chunk, int64_t *planned)
+{
+    Json j;
+    Error err;
+    char words[80], prompt[1001];
+    snprintf(words, sizeof words, "info m --json --ctx 1024 --chunk %s",
+             chunk);
+    const char *text = done(words);
+    assert_int_equal(json_parse(&j, "info", text, strlen(text), &err), 0);
+    *planned = json_path(&j, "session_bytes", NULL);
+    json_free(&j);
+    memset(prompt, 'a', 1000);
+    prompt[1000] = '\0';
+    snprintf(words, sizeof words, "generate m -p - -n 1 --ctx 1024 --chunk %s",
+             chunk);
+    run_with(prompt, words);
+    const char *at = strstr(last.err, "peak memory ");
+    assert_non_null(at);
+    return strtod(at + strlen("peak memory "), NULL) * 1e6;
+}
+
+static void chunks_cost_the_memory_that_info_says(void **state)
+{
+    int64_t planned, least;
+    (void)state;
+    double peak = peak_memory("1", &least);
+    char *text = strdup(last.out);
+    assert_non_null(text);
+    double grown = peak_memory("1000", &planned) - peak;
+    assert_string_equal(last.out, text);
+    free(text);
+    assert_true(planned - least > 4000000);
+    if (grown < 0.8 * (double)(planned - least))
+        fail_msg("wanted %.0f bytes more, found %.0f",
+                 (double)(planned - least), grown);
+}
+
 static void the_naive_form_is_another(void **state)
 {
     (void)state;
@@ -697,6 +736,7 @@ int main(void)
         cmocka_unit_test(text_to_ids_and_back),
         cmocka_unit_test(objects_a_line),
         cmocka_unit_test(chunks_change_no_bit),
+        cmocka_unit_test(chunks_cost_the_memory_that_info_says),
         cmocka_unit_test(the_naive_form_is_another),
         cmocka_unit_test(differences_are_told),
         cmocka_unit_test(init_repeats_itself),
