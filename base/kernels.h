@@ -33,6 +33,8 @@ Matrix matrix_rows(const Matrix *m, size_t r, size_t n);
 /* F32 activations as a matrix. */
 Matrix matrix_f32(const float *data, size_t rows, size_t cols,
                   size_t stride);
+/* The numbers of an F32 matrix that its owner may write. */
+float *matrix_numbers(const Matrix *m);
 
 /* y = x wᵀ: y[t][n] = dot(w[n], x[t]); x (T, w->cols), y (T, w->rows).
  * ldx, ldy: elements from one row to the next. */

@@ -21,6 +21,11 @@ Matrix matrix_f32(const float *data, size_t rows, size_t cols, size_t stride)
                     .cols = cols, .stride = stride};
 }
 
+float *matrix_numbers(const Matrix *m)
+{
+    return (float *)(uintptr_t)m->data;
+}
+
 /* w[r][k] without its scale. */
 static float element(const Matrix *w, size_t r, size_t k)
 {
