@@ -18,6 +18,7 @@
  * (mla.c, moe.c), text (tokenizer.c). */
 #include "deepseek.h"
 
+#include "base/backward.h"
 #include "base/device.h"
 #include "base/maths.h"
 #include "base/os.h"
@@ -132,8 +133,7 @@ static const Buffer block_buffers[] = {
      {TOKENS, ONE, TOPK}, MOE},
     {NULL, OWN_INT, IN(acts.moe.first), {ONE, ONE, EXPERTS_1}, MOE},
     {NULL, OWN_HOST, IN(host_first), {ONE, ONE, EXPERTS_1}, COUNTED},
-    {NULL, OWN_INT, IN(acts.moe.token), {ONE, ONE, PICKS}, MOE},
-    {NULL, OWN, IN(acts.moe.row_weight), {ONE, ONE, PICKS}, MOE},
+    {NULL, OWN_INT, IN(acts.moe.pick), {ONE, ONE, PICKS}, MOE},
     {NULL, OWN, IN(acts.moe.x), {TOKENS, ONE, HIDDEN}, MOE},
     {NULL, OWN, IN(acts.moe.routed.gate), {TOKENS, ONE, MOE_INTER}, MOE},
     {NULL, OWN, IN(acts.moe.routed.up), {TOKENS, ONE, MOE_INTER}, MOE},
@@ -559,38 +559,116 @@ int session_trace(Session *s, Stage stage, size_t layer, size_t T,
     return 0;
 }
 
-/* h + MLA(RMSNorm(h)) -> attn_residual */
-static void attention_block(Session *s, const float *h, size_t layer,
-                            size_t T, size_t pos)
+/* MLA of every sequence; h (B T, d) -> u (B T, d). */
+static void attend(float *u, const float *h, float *cache,
+                   const LayerWeights *w, const Config *c, const Batch *b,
+                   const BlockActs *a)
 {
-    const Config *c = &s->model->config;
-    const LayerWeights *w = &s->model->layers[layer];
-    BlockActs *a = &s->acts;
-    size_t d = c->hidden_size;
-    float *cache = s->cache + layer * s->options.ctx
-                              * (c->kv_lora_rank + c->qk_rope_head_dim);
-    rmsnorm(a->attn_norm, d, h, d, T, &w->input_layernorm,
-            (float)c->rms_norm_eps);
-    (s->options.naive ? mla_naive : mla_absorbed)(
-        a->attn_out, a->attn_norm, &w->self_attn, c, T, pos, s->cos,
-        s->sin, s->rope.softmax_scale, cache, &a->mla);
-    add(a->attn_residual, h, a->attn_out, T * d);
+    size_t width = c->kv_lora_rank + c->qk_rope_head_dim;
+    for (size_t i = 0; i < b->sequences; i++) {
+        size_t row = i * b->T;
+        MlaActs of = a->mla;
+        if (row)
+            mla_rows(&of, c, row);
+        (b->naive ? mla_naive : mla_absorbed)(
+            u + row * c->hidden_size, h + row * c->hidden_size,
+            &w->self_attn, c, b->T, b->pos, b->cos, b->sin,
+            b->softmax_scale, cache + row * width, &of);
+    }
 }
 
-/* attn_residual + FFN(RMSNorm(attn_residual)) -> h */
-static void ffn_block(Session *s, size_t layer, size_t T)
+static void mix(float *y, const float *x, const MoeWeights *w,
+                const Config *c, const Batch *b, MoeActs *a)
 {
-    const Config *c = &s->model->config;
-    const LayerWeights *w = &s->model->layers[layer];
-    BlockActs *a = &s->acts;
-    size_t d = c->hidden_size;
-    rmsnorm(a->ffn_norm, d, a->attn_residual, d, T,
-            &w->post_attention_layernorm, (float)c->rms_norm_eps);
+    const Dropping *drop = b->dropping;
+    size_t n = b->sequences * b->T;
+    Routes r = {c->n_routed_experts, c->num_experts_per_tok, b->sequences,
+                b->T, a->scores, a->topk_ids};
+    gate_forward(x, w, c, n, a);
+    if (drop)
+        drop_tokens(a->dropped, &r, drop->exempt, drop->capacity,
+                    drop->devices, drop->work);
+    moe_experts(y, x, w, c, n, a);
+}
+
+/* attn_residual = h + MLA(RMSNorm(h)), out = that + FFN(RMSNorm(that)) */
+void block_forward(const float *h, float *cache, const LayerWeights *w,
+                   const Config *c, const Batch *b, BlockActs *a)
+{
+    size_t d = c->hidden_size, n = b->sequences * b->T;
+    float eps = (float)c->rms_norm_eps;
+    rmsnorm(a->attn_norm, d, h, d, n, &w->input_layernorm, eps);
+    attend(a->attn_out, a->attn_norm, cache, w, c, b, a);
+    add(a->attn_residual, h, a->attn_out, n * d);
+    rmsnorm(a->ffn_norm, d, a->attn_residual, d, n,
+            &w->post_attention_layernorm, eps);
     if (w->is_moe)
-        moe_forward(a->ffn_out, a->ffn_norm, &w->moe, c, T, &a->moe);
+        mix(a->ffn_out, a->ffn_norm, &w->moe, c, b, &a->moe);
     else
-        ffn_forward(a->ffn_out, a->ffn_norm, &w->mlp, T, &a->ffn);
-    add(a->h, a->attn_residual, a->ffn_out, T * d);
+        ffn_forward(a->ffn_out, a->ffn_norm, &w->mlp, n, &a->ffn);
+    add(a->h, a->attn_residual, a->ffn_out, n * d);
+}
+
+/* The FFN's rows are those of all sequences; MLA's of one at a time. */
+void block_recompute(const float *h, float *cache, const LayerWeights *w,
+                     const Config *c, const Batch *b, BlockActs *a)
+{
+    size_t d = c->hidden_size, n = b->sequences * b->T;
+    size_t width = c->kv_lora_rank + c->qk_rope_head_dim;
+    float eps = (float)c->rms_norm_eps;
+    rmsnorm(a->attn_norm, d, h, d, n, &w->input_layernorm, eps);
+    for (size_t row = 0; row < n; row += b->T) {
+        MlaActs of = a->mla;
+        mla_rows(&of, c, row);
+        mla_recompute(&w->self_attn, c, b->T, b->cos, b->sin,
+                      cache + row * width, &of);
+    }
+    rmsnorm(a->ffn_norm, d, a->attn_residual, d, n,
+            &w->post_attention_layernorm, eps);
+    if (!w->is_moe)
+        ffn_recompute(&w->mlp, n, &a->ffn);
+    else if (c->n_shared_experts)
+        ffn_recompute(&w->moe.shared_experts, n, &a->moe.shared);
+}
+
+/* dh += dx through x's RMSNorm, g->norm being the gradient of its output. */
+static void norm_backward(float *dh, const float *x, const Matrix *w,
+                          const Matrix *dw, const Config *c, size_t n,
+                          BlockGrads *g)
+{
+    size_t d = c->hidden_size;
+    rmsnorm_backward(g->x, d, matrix_numbers(dw), g->norm, d, x, d, n, w,
+                     (float)c->rms_norm_eps);
+    add(dh, dh, g->x, n * d);
+}
+
+/* Both halves of the layer add to what they read: dh of a residual is that of
+ * the sum, and that which comes through the branch. */
+void block_backward(float *dh, const float *h, const float *cache,
+                    const LayerWeights *w, const LayerWeights *dw,
+                    const Config *c, const Batch *b, BlockActs *a,
+                    BlockGrads *g)
+{
+    size_t d = c->hidden_size, n = b->sequences * b->T;
+    size_t width = c->kv_lora_rank + c->qk_rope_head_dim;
+    memset(g->norm, 0, n * d * sizeof *g->norm);
+    if (w->is_moe)
+        moe_backward(g->norm, dh, a->ffn_norm, &w->moe, &dw->moe, c, n,
+                     &a->moe, &g->moe);
+    else
+        ffn_backward(g->norm, dh, a->ffn_norm, &w->mlp, &dw->mlp, n, &a->ffn,
+                     &g->moe.shared);
+    norm_backward(dh, a->attn_residual, &w->post_attention_layernorm,
+                  &dw->post_attention_layernorm, c, n, g);
+    memset(g->norm, 0, n * d * sizeof *g->norm);
+    for (size_t row = 0; row < n; row += b->T) {
+        MlaActs of = a->mla;
+        mla_rows(&of, c, row);
+        mla_backward(g->norm + row * d, dh + row * d, a->attn_norm + row * d,
+                     &w->self_attn, &dw->self_attn, c, b->T, b->cos, b->sin,
+                     b->softmax_scale, cache + row * width, &of, &g->mla);
+    }
+    norm_backward(dh, h, &w->input_layernorm, &dw->input_layernorm, c, n, g);
 }
 
 /* The experts that have rows in this pass. */
@@ -606,9 +684,13 @@ static void count_experts(Session *s)
 int session_block(Session *s, const float *h, size_t layer, size_t T,
                   size_t pos, Error *err)
 {
+    const Config *c = &s->model->config;
+    Batch b = {1, T, pos, s->options.naive, s->cos, s->sin,
+               s->rope.softmax_scale, NULL};
+    float *cache = s->cache + layer * s->options.ctx
+                              * (c->kv_lora_rank + c->qk_rope_head_dim);
     share_fp8(s);
-    attention_block(s, h, layer, T, pos);
-    ffn_block(s, layer, T);
+    block_forward(h, cache, &s->model->layers[layer], c, &b, &s->acts);
     if (s->options.modules && s->model->layers[layer].is_moe)
         count_experts(s);
     return session_trace(s, STAGE_BLOCK, layer, T, pos, err);
@@ -796,16 +878,6 @@ int generate(Session *s, const int32_t *prompt, size_t n,
     return failed;
 }
 
-/* -ln softmax(logits)[id] = (max - logits[id]) - ln p[argmax], where the
- * greatest probability is 1/Σ exp(logit - max). p: room for n. */
-static double nll(const float *logits, float *p, size_t n, int32_t id)
-{
-    size_t best = argmax(logits, n);
-    softmax(p, logits, n);
-    return ((double)logits[best] - (double)logits[id])
-           - log64((double)p[best]);
-}
-
 int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
                 const char *what, Error *err)
 {
@@ -823,7 +895,9 @@ int session_nll(Session *s, const int32_t *ids, size_t n, double *nats,
         size_t T = n - i < chunk ? n - i : chunk;
         failed = session_forward(s, ids + i, T, NULL, err);
         for (size_t t = 0; t < T && !failed && i + t + 1 < n; t++)
-            *nats += nll(s->host_logits + t * V, p, V, ids[i + t + 1]);
+            *nats += cross_entropy(memcpy(p, s->host_logits + t * V,
+                                          V * sizeof *p),
+                                   V, (size_t)ids[i + t + 1], 1);
         progress_show(&progress, (double)(i + T), (double)n);
     }
     progress_end(&progress);

@@ -206,6 +206,13 @@ void model_close(Model *m);
  */
 int model_copy(Model *copy, const Model *m, DType dtype, Fp8Scope scope,
                Error *err);
+/* A model in memory whose weights are F32 and 0: one array, m->copied, in the
+ * order of tensor_walk, each tensor at a multiple of 64 bytes, *n numbers in
+ * all. MTP modules share embedding and head with the main model, as a tied
+ * head does the embedding: they have none of their own. */
+int model_zeros(Model *m, const Config *c, size_t *n, Error *err);
+/* The same from the weights of m, all of them as F32. */
+int model_floats(Model *copy, const Model *m, size_t *n, Error *err);
 /* Names the first tensor that holds a NaN or an infinity. */
 int model_find_not_finite(const Model *m, Error *err);
 
@@ -247,6 +254,11 @@ void rope_table(float *cos, float *sin, const Rope *r, size_t T, size_t pos);
 void rope_apply(float *y, size_t ldy, const float *x, size_t ldx,
                 const float *cos, const float *sin, size_t T, size_t pairs);
 
+/* dx of the same: the transpose of the turn, with the same cos and sin. */
+void rope_backward(float *dx, size_t lddx, const float *dy, size_t lddy,
+                   const float *cos, const float *sin, size_t T,
+                   size_t pairs);
+
 /* mla.c: multi-head latent attention ---------------- V2 §2.1, V3 §2.1.1 */
 
 typedef struct Fp8Acts Fp8Acts;   /* fp8.c */
@@ -286,6 +298,36 @@ void mla_naive(float *u, const float *h, const MlaWeights *w,
                const float *sin, float softmax_scale, float *cache,
                MlaActs *a);
 
+/* Training: whole sequences, each from position 0, in the naive form.
+ * Gradients of a sequence on their way back through a layer. */
+typedef struct {
+    float *o;         /* (T, n_h, d_v) */
+    float *scores;    /* (nb, span)           of one head            */
+    float *query;     /* (T, n_h, d_h+d_r) */
+    float *key;       /* (T, n_h, d_h+d_r) */
+    float *kv;        /* (T, n_h, d_h+d_v) */
+    float *latent;    /* (T, d_c+d_r)         of cache rows          */
+    float *kv_raw;    /* (T, d_c+d_r) */
+    float *c_q;       /* (T, d_c') */
+    float *c_q_raw;   /* (T, d_c') */
+} MlaGrads;
+
+/* Moves to the activations of the rows from `row` on: another sequence's. */
+void mla_rows(MlaActs *a, const Config *c, size_t row);
+/* Fills what follows from c_q_raw (or q) and kv_raw: c_q, q, cache, query, kv,
+ * key; V3 §3.2.3. */
+void mla_recompute(const MlaWeights *w, const Config *c, size_t T,
+                   const float *cos, const float *sin, float *cache,
+                   MlaActs *a);
+/* dh += of u = mla_naive(h), dw += of its weights, from du (T, d); a and cache
+ * as that has left them, or mla_recompute. a->o, q, kv_raw … are read, scores
+ * and probs written. */
+void mla_backward(float *dh, const float *du, const float *h,
+                  const MlaWeights *w, const MlaWeights *dw, const Config *c,
+                  size_t T, const float *cos, const float *sin,
+                  float softmax_scale, const float *cache, MlaActs *a,
+                  MlaGrads *g);
+
 /* moe.c: the gate and the experts ---------------------- V2 §2.2, V3 §2.1.2 */
 
 typedef struct {
@@ -304,11 +346,12 @@ typedef struct {
     int32_t *kept;        /* (topk_group)  the groups of the last token */
     int32_t *topk_ids;    /* (T, K)       best first, ties: lowest id */
     float *topk_weights;  /* (T, K)       g_i, in the order of topk_ids */
-    int32_t *first;       /* (N+1)        picks of expert e: first[e] … */
-    int32_t *token;       /* (T K)        the token of each pick     */
-    float *row_weight;    /* (T K)        its g_i                    */
+    int32_t *dropped;     /* (T, K)       1: left out; NULL: none is */
+    int32_t *first;       /* (N+1)        rows of expert e: first[e] … */
+    int32_t *pick;        /* (T K)        of each row, the place in topk_ids */
     float *x;             /* (T, d)       the tokens of one expert   */
-    FfnActs routed;       /* (T, moe_intermediate_size)              */
+    bool keep, keep_h;    /* gate and up, h of all experts side by side */
+    FfnActs routed;       /* (T, moe_intermediate_size), kept (T K, …) */
     float *y;             /* (T, d)       FFN_e(x)                   */
     float *routed_out;    /* (T, d)       Σ g_i FFN_i, ids ascending */
     FfnActs shared;       /* (T, n_shared_experts moe_intermediate_size) */
@@ -322,9 +365,34 @@ void ffn_forward(float *y, const float *x, const FfnWeights *w, size_t T,
 void gate_forward(const float *x, const MoeWeights *w, const Config *c,
                   size_t T, MoeActs *a);
 /* y = Σ shared + Σ g_i FFN_i(x); x (T, d) -> y (T, d), without the residual.
- * V2 (20), V3 (12). The tokens of each expert run as one product. */
+ * V2 (20), V3 (12). The tokens of each expert run as one product.
+ * moe_experts: what follows gate_forward. */
+void moe_experts(float *y, const float *x, const MoeWeights *w,
+                 const Config *c, size_t T, MoeActs *a);
 void moe_forward(float *y, const float *x, const MoeWeights *w,
                  const Config *c, size_t T, MoeActs *a);
+
+/* Training. Gradients on their way back; routed, x, y: of one expert. */
+typedef struct {
+    float *topk_weights;  /* (T, K)   dg */
+    float *scores;        /* (T, N)   ds, then that of the logits */
+    FfnActs routed;       /* (T, moe_intermediate_size) */
+    FfnActs shared;       /* as MoeActs; dense layers use it too */
+    float *x, *y;         /* (T, d) */
+} MoeGrads;
+
+/* Fills h from gate and up. */
+void ffn_recompute(const FfnWeights *w, size_t T, FfnActs *a);
+/* dx += of y = ffn_forward(x), dw += of its weights, from dy (T, d). */
+void ffn_backward(float *dx, const float *dy, const float *x,
+                  const FfnWeights *w, const FfnWeights *dw, size_t T,
+                  const FfnActs *a, FfnActs *g);
+/* The same of y = moe_forward(x). g->scores holds the gradient of balance
+ * losses by s_i, or 0. Needs a->keep; without keep_h h is computed again. The
+ * choice of experts is constant; b_i has no gradient. */
+void moe_backward(float *dx, const float *dy, const float *x,
+                  const MoeWeights *w, const MoeWeights *dw, const Config *c,
+                  size_t T, MoeActs *a, MoeGrads *g);
 
 /* fp8.c: fine-grained FP8 ---------------------------------------- V3 §3.3 */
 
@@ -420,6 +488,10 @@ void fp8_gemm(float *c, size_t ldc, const Fp8Acts *a, size_t T,
  * Else x is quantised and both operands are FP8, V3 §3.3.2: w must be. */
 void linear(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
             const Matrix *w, Fp8Acts *a);
+/* Dgrad and Wgrad of the same in F32: dx += dy w, dw += dyᵀ x. */
+void linear_backward(float *dx, size_t lddx, const float *dy, size_t lddy,
+                     const float *x, size_t ldx, size_t T, const Matrix *w,
+                     const Matrix *dw);
 /* Names the first NaN code of w. */
 int fp8_check(const Matrix *w, const char *name, Error *err);
 /* Names the first of rows·cols F32 scales, unaligned, that is not a finite
@@ -455,6 +527,47 @@ typedef struct {
     float *h;             /* (T, d)  the block's output         */
     Fp8Acts fp8;          /* of the Linear layer at hand */
 } BlockActs;
+
+/* Training: pairs of token and expert that are left out, V2 §2.2.4. */
+typedef struct {
+    double capacity;      /* 1: a device's average load */
+    size_t devices;
+    const bool *exempt;   /* (B) sequences that keep all; NULL: none */
+    uint64_t *work;       /* (B T K) */
+} Dropping;
+
+/* The tokens of a call. */
+typedef struct {
+    size_t sequences;     /* B, whose rows follow one another; training */
+    size_t T, pos;        /* tokens of each and the position of the first */
+    bool naive;           /* which form of attention */
+    const float *cos, *sin;  /* (T, d_r/2) rope_table of these positions */
+    float softmax_scale;
+    const Dropping *dropping;  /* NULL: no token is dropped */
+} Batch;
+
+/* One layer: h (B T, d) -> a->h. cache: of this layer, (capacity, d_c+d_r);
+ * with several sequences (B T, d_c+d_r) and pos 0. */
+void block_forward(const float *h, float *cache, const LayerWeights *w,
+                   const Config *c, const Batch *b, BlockActs *a);
+
+/* Gradients on their way back through a layer, one set for all. */
+typedef struct {
+    float *norm;          /* (B T, d)  of a norm's output */
+    float *x;             /* (B T, d)  of its input       */
+    MlaGrads mla;
+    MoeGrads moe;
+} BlockGrads;
+
+/* What a layer of training need not keep: norms, MLA's up-projections, SwiGLU
+ * (V3 §3.2.3), from h and the rest of a. */
+void block_recompute(const float *h, float *cache, const LayerWeights *w,
+                     const Config *c, const Batch *b, BlockActs *a);
+/* dh (B T, d): of the block's output, then of its input h. */
+void block_backward(float *dh, const float *h, const float *cache,
+                    const LayerWeights *w, const LayerWeights *dw,
+                    const Config *c, const Batch *b, BlockActs *a,
+                    BlockGrads *g);
 
 /* What an MTP module has besides its block, one for all modules (mtp.c). */
 typedef struct {
@@ -629,6 +742,26 @@ typedef struct {
 int mtp_generate(Mtp *m, const int32_t *prompt, size_t n,
                  const GenerateOptions *o, GenerateSink *sink, void *context,
                  GenerateStats *stats, MtpStats *drafted, Error *err);
+
+/* Training. What a module leaves for its backward pass, beside its block. */
+typedef struct {
+    float *state;        /* (R, d)  h^(k-1) */
+    float *embed;        /* (R, d)  Emb(t_(i+k)) */
+    float *pair;         /* (R, 2d) */
+    float *h;            /* (R, d)  M_k pair */
+    float *norm;         /* (R, d)  h^k */
+} MtpTape;
+
+/* V3 (21) for B sequences of T rows: ids (B, ld) hold t_k … of each from its
+ * k-th on. a->state is given. */
+void mtp_join(MtpTape *a, const int32_t *ids, size_t ld,
+              const LayerWeights *w, const Matrix *embedding,
+              const Config *c, size_t B, size_t T);
+/* dstate, dembed (R, d) from dh (R, d), both overwritten; dpair (R, 2d). */
+void mtp_join_backward(float *dstate, float *dembed, const float *dh,
+                       float *dpair, const MtpTape *a,
+                       const LayerWeights *w, const LayerWeights *dw,
+                       const Config *c, size_t B, size_t T);
 
 /* cost.c: parameters, bytes, FLOPs ------------ V2 Table 1, V3 §4.2, §3.2 */
 
@@ -918,6 +1051,76 @@ size_t drop_tokens(int32_t *dropped, const Routes *r, const bool *exempt,
                    double capacity, size_t devices, uint64_t *work);
 /* Drawn from the seed and the sequence's number alone. */
 bool drop_exempt(uint64_t seed, uint64_t sequence, double rate);
+
+/* train.c: one step of pre-training -------------------- V2 §3.1, V3 §4.2 */
+
+typedef struct {
+    size_t sequences;    /* B of one pass, at most */
+    size_t T;            /* tokens of each */
+    bool recompute;      /* V3 §3.2.3: norms, up-projections, SwiGLU */
+} PassOptions;
+
+typedef struct {
+    const float *h;      /* (R, d)  the layer's input, another's output */
+    float *cache;        /* (R, d_c+d_r) */
+    BlockActs acts;
+} LayerTape;
+
+/* A pass forward and back over R = B T rows, and what it keeps for that. */
+typedef struct {
+    const Model *model;
+    PassOptions options;
+    Rope rope;
+    void *memory;        /* of all that follows */
+    float *cos, *sin;    /* (T, d_r/2) */
+    float *embed;        /* (R, d) */
+    LayerTape *layers;   /* main layers, then modules */
+    MtpTape *modules;    /* (D) */
+    float *norm;         /* (R, d)  after model.norm */
+    float **dnorm;       /* (D+1) (R, d) of the states that enter the head */
+    float **dembed;      /* (D+1) (R, d) of embeddings; the first is dh */
+    float *dstate;       /* (R, d) */
+    float *dpair;        /* (R, 2d) */
+    float *dhead;        /* (V, d)  a tied head's, until the step ends */
+    float *logits;       /* (some rows, V) */
+    BlockGrads grads;
+    double *balance_work;
+    uint64_t *drop_work;
+    bool *exempt;        /* (B) */
+} Pass;
+
+/* What a step asks of each of its passes. */
+typedef struct {
+    size_t step_sequences;   /* of all passes: losses are means over these */
+    double lambda;           /* V3 (25): weight of the modules' losses */
+    Balance balance;
+    double capacity;         /* of dropping; 0: no token is dropped */
+    double exempt_rate;
+    uint64_t seed, sequence; /* of exemption: number of the first sequence */
+} PassLoss;
+
+/* Means over the sequences of a step, added up pass by pass. */
+typedef struct {
+    double main;             /* nats a token */
+    double mtp[MAX_DRAFTS];  /* L_MTP^k of V3 (24), without λ/D */
+    double balance[BALANCE_LOSSES];
+    uint64_t dropped;        /* pairs */
+} LossSums;
+
+/* Fails where memory does, or a module's tensors are absent. m stays the
+ * caller's, its weights may change between passes. */
+int pass_open(Pass *p, const Model *m, const PassOptions *o, Error *err);
+void pass_close(Pass *p);
+/* Bytes that pass_open allocates: the printed formula. */
+size_t pass_bytes(const Config *c, const PassOptions *o);
+/* n <= B sequences of T + 1 ids: adds to the losses, to `grads` (a
+ * model_zeros) and to `load` (all layers, N each, MTP layers too; NULL: not
+ * wanted). Without grads only the losses. A loss that is not finite is an
+ * error that names where it was met first. */
+int pass_run(Pass *p, const int32_t *ids, size_t n, const PassLoss *l,
+             LossSums *losses, Model *grads, uint64_t *load, Error *err);
+/* After the last pass of a step: a tied head's gradient joins. */
+void pass_finish(Pass *p, Model *grads);
 
 /* adamw.c: one step of the optimiser ---------------- V2 §3.1.2, V3 §4.2 */
 

@@ -13,6 +13,8 @@
  * the fast product (base/matmul_scaled.c), LogFMT (logfmt.c). */
 #include "deepseek.h"
 
+#include "base/backward.h"
+
 #include <math.h>
 
 /* Formats ---------------------------------------------------------------- */
@@ -343,6 +345,15 @@ void linear(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
     }
     fp8_activations(a, x, ldx, T, w->cols);
     fp8_gemm(y, ldy, a, T, w, (Fp8Accumulation){FP8_LANES, false, false});
+}
+
+void linear_backward(float *dx, size_t lddx, const float *dy, size_t lddy,
+                     const float *x, size_t ldx, size_t T, const Matrix *w,
+                     const Matrix *dw)
+{
+    matmul_t(dx, lddx, dy, lddy, T, w);
+    matmul_dw(matrix_numbers(dw), dw->stride, dy, lddy, x, ldx, T, w->rows,
+              w->cols);
 }
 
 /* Checks ----------------------------------------------------------------- */

@@ -20,9 +20,14 @@
  * the projections may be FP8 (a->fp8), in the naive form; what happens between
  * them is F32 (V3 §3.3.1).
  *
+ * The backward pass is that of the naive form, over whole sequences (pos = 0).
+ * Scores and weights are never kept: it computes them again, block by block.
+ *
  * Not here: frequencies and the softmax scale (rope.c), residual and block
  * norms (deepseek.c). */
 #include "deepseek.h"
+
+#include "base/backward.h"
 
 #include <math.h>
 #include <string.h>
@@ -34,41 +39,53 @@ static float latent_eps(const Config *c)
     return c->latent_eps_from_config ? (float)c->rms_norm_eps : 1e-6f;
 }
 
-/* c_Q = W_DQ h, normalised                           V2 (12), (37); V3 (6)
- * q_C = W_UQ c_Q by head                              V2 (13), (38); V3 (7)
- * with W_QR c_Q, before its RoPE, behind each head's q_C.
- * Without compression (V2-Lite) q = W_Q h             V2 (1), (4)
+/* q_C = W_UQ c_Q by head                              V2 (13), (38); V3 (7)
+ * with W_QR c_Q, before its RoPE, behind each head's q_C; c_Q is normalised.
  * a->q (T, n_h, d_h+d_r) */
+static void expand_query(const MlaWeights *w, const Config *c, size_t T,
+                         MlaActs *a)
+{
+    size_t d_q = c->q_lora_rank;
+    rmsnorm(a->c_q, d_q, a->c_q_raw, d_q, T, &w->q_a_layernorm,
+            latent_eps(c));
+    linear(a->q, w->q_b_proj.rows, a->c_q, d_q, T, &w->q_b_proj, a->fp8);
+}
+
+/* c_Q = W_DQ h                                         V2 (12), (37); V3 (6)
+ * Without compression (V2-Lite) q = W_Q h             V2 (1), (4) */
 static void project_query(const float *h, const MlaWeights *w,
                           const Config *c, size_t T, MlaActs *a)
 {
-    size_t d_q = c->q_lora_rank;
-    size_t width = c->num_attention_heads
-                   * (c->qk_nope_head_dim + c->qk_rope_head_dim);
-    if (!d_q) {
-        linear(a->q, width, h, c->hidden_size, T, &w->q_proj, a->fp8);
+    size_t d = c->hidden_size;
+    if (!c->q_lora_rank) {
+        linear(a->q, w->q_proj.rows, h, d, T, &w->q_proj, a->fp8);
         return;
     }
-    linear(a->c_q_raw, d_q, h, c->hidden_size, T, &w->q_a_proj, a->fp8);
-    rmsnorm(a->c_q, d_q, a->c_q_raw, d_q, T, &w->q_a_layernorm,
-            latent_eps(c));
-    linear(a->q, width, a->c_q, d_q, T, &w->q_b_proj, a->fp8);
+    linear(a->c_q_raw, c->q_lora_rank, h, d, T, &w->q_a_proj, a->fp8);
+    expand_query(w, c, T, a);
 }
 
-/* c_KV = W_DKV h, normalised                         V2 (9), (41); V3 (1)
- * k_R = RoPE(W_KR h)                                  V2 (15), (43); V3 (3)
- * row (T, d_c+d_r): the new rows of the cache. */
-static void project_latent(float *row, const float *h, const MlaWeights *w,
-                           const Config *c, size_t T, const float *cos,
-                           const float *sin, MlaActs *a)
+/* row (T, d_c+d_r), the new rows of the cache: c_KV, normalised, and
+ * k_R = RoPE(W_KR h)                                  V2 (15), (43); V3 (3) */
+static void fill_cache(float *row, const MlaWeights *w, const Config *c,
+                       size_t T, const float *cos, const float *sin,
+                       MlaActs *a)
 {
     size_t d_c = c->kv_lora_rank, width = d_c + c->qk_rope_head_dim;
-    linear(a->kv_raw, width, h, c->hidden_size, T, &w->kv_a_proj_with_mqa,
-           a->fp8);
     rmsnorm(row, width, a->kv_raw, width, T, &w->kv_a_layernorm,
             latent_eps(c));
     rope_apply(row + d_c, width, a->kv_raw + d_c, width, cos, sin, T,
                c->qk_rope_head_dim / 2);
+}
+
+/* c_KV = W_DKV h, and W_KR h                           V2 (9), (41); V3 (1) */
+static void project_latent(float *row, const float *h, const MlaWeights *w,
+                           const Config *c, size_t T, const float *cos,
+                           const float *sin, MlaActs *a)
+{
+    linear(a->kv_raw, c->kv_lora_rank + c->qk_rope_head_dim, h,
+           c->hidden_size, T, &w->kv_a_proj_with_mqa, a->fp8);
+    fill_cache(row, w, c, T, cos, sin, a);
 }
 
 /* q_R = RoPE(W_QR c_Q) of every head, behind the first `content` numbers of
@@ -231,23 +248,36 @@ static void join_query(const Config *c, size_t T, const float *cos,
 }
 
 /* One block of nb tokens, head by head:
- * o_i = Σ_j softmax_j(q_i·k_j scale) v_j        V2 (7), (18), (46); V3 (10) */
-static void attend_heads(const Config *c, size_t t0, size_t nb, size_t pos,
-                         float scaling, MlaActs *a)
+ * p = softmax_j(q_i·k_j scale)                  V2 (7), (18), (46); V3 (10) */
+static void weigh_positions(const Config *c, size_t t0, size_t nb, size_t pos,
+                            float scaling, MlaActs *a)
 {
-    size_t n_h = c->num_attention_heads, d_v = c->v_head_dim, S = pos + nb;
+    size_t n_h = c->num_attention_heads, S = pos + nb;
     size_t d_q = c->qk_nope_head_dim + c->qk_rope_head_dim;
-    size_t width = c->qk_nope_head_dim + d_v;
     for (size_t i = 0; i < n_h; i++) {
         Matrix key = matrix_f32(a->key + i * d_q, S, d_q, n_h * d_q);
         matmul(a->scores + i * a->span, n_h * a->span,
                a->query + (t0 * n_h + i) * d_q, n_h * d_q, nb, &key);
     }
     softmax_rows(nb, n_h, pos, scaling, a);
+}
+
+/* v_C of head i, S positions. */
+static Matrix values_of(const Config *c, const float *kv, size_t i, size_t S)
+{
+    size_t width = c->qk_nope_head_dim + c->v_head_dim;
+    return matrix_f32(kv + i * width + c->qk_nope_head_dim, S, c->v_head_dim,
+                      c->num_attention_heads * width);
+}
+
+/* o_i = Σ_j p_j v_j                             V2 (7), (18), (46); V3 (10) */
+static void attend_heads(const Config *c, size_t t0, size_t nb, size_t pos,
+                         float scaling, MlaActs *a)
+{
+    size_t n_h = c->num_attention_heads, d_v = c->v_head_dim;
+    weigh_positions(c, t0, nb, pos, scaling, a);
     for (size_t i = 0; i < n_h; i++) {
-        Matrix value = matrix_f32(a->kv + i * width
-                                  + c->qk_nope_head_dim,
-                                  S, d_v, n_h * width);
+        Matrix value = values_of(c, a->kv, i, pos + nb);
         weighted_sum(a->o + (t0 * n_h + i) * d_v, n_h * d_v,
                      a->probs + i * a->span, n_h * a->span, 1, nb, pos,
                      &value);
@@ -271,4 +301,171 @@ void mla_naive(float *u, const float *h, const MlaWeights *w,
         attend_heads(c, t, nb, pos + t, softmax_scale, a);
     }
     project_output(u, w, c, T, a);
+}
+
+/* Training ---------------------------------------------------------------
+ * Backward of the naive form, in the reverse order of its stages. dx is the
+ * gradient of x; those of weights are added to. */
+
+void mla_rows(MlaActs *a, const Config *c, size_t row)
+{
+    size_t n_h = c->num_attention_heads, d_h = c->qk_nope_head_dim;
+    size_t d_r = c->qk_rope_head_dim, d_v = c->v_head_dim;
+    if (c->q_lora_rank) {
+        a->c_q_raw += row * c->q_lora_rank;
+        a->c_q += row * c->q_lora_rank;
+    }
+    a->q += row * n_h * (d_h + d_r);
+    a->kv_raw += row * (c->kv_lora_rank + d_r);
+    a->query += row * n_h * (d_h + d_r);
+    a->kv += row * n_h * (d_h + d_v);
+    a->key += row * n_h * (d_h + d_r);
+    a->o += row * n_h * d_v;
+}
+
+void mla_recompute(const MlaWeights *w, const Config *c, size_t T,
+                   const float *cos, const float *sin, float *cache,
+                   MlaActs *a)
+{
+    if (c->q_lora_rank)
+        expand_query(w, c, T, a);
+    fill_cache(cache, w, c, T, cos, sin, a);
+    join_query(c, T, cos, sin, a);
+    expand_keys_values(w, c, T, cache, a);
+}
+
+/* p = softmax(s scale): ds = p (dp - Σ p dp) scale, 0 where nothing is seen.
+ * One head of a block: ds, which holds dp, (nb, span); p (nb) rows ldp apart.
+ */
+static void scores_backward(float *ds, size_t span, const float *p,
+                            size_t ldp, size_t nb, size_t pos, float scaling)
+{
+    for (size_t t = 0; t < nb; t++, ds += span, p += ldp) {
+        size_t seen = pos + t + 1;
+        softmax_backward(ds, p, ds, seen);
+        scale(ds, ds, scaling, seen);
+        memset(ds + seen, 0, (nb - t - 1) * sizeof *ds);
+    }
+}
+
+/* Head i of a block of nb tokens from t0 on. o = Σ_j p_j v_j, s = q·k:
+ * dv_j += Σ_t p do, dp = do·v_j, dq = Σ_j ds k_j, dk_j += Σ_t ds q;
+ * sums over positions and over tokens ascend. */
+static void head_backward(const Config *c, size_t i, size_t t0, size_t nb,
+                          float scaling, const MlaActs *a, MlaGrads *g)
+{
+    size_t n_h = c->num_attention_heads, d_v = c->v_head_dim, S = t0 + nb;
+    size_t d_q = c->qk_nope_head_dim + c->qk_rope_head_dim;
+    size_t width = c->qk_nope_head_dim + d_v, ldp = n_h * a->span;
+    size_t first = (t0 * n_h + i) * d_q;
+    const float *p = a->probs + i * a->span;
+    const float *d_o = g->o + (t0 * n_h + i) * d_v;
+    Matrix value = values_of(c, a->kv, i, S);
+    Matrix key = matrix_f32(a->key + i * d_q, S, d_q, n_h * d_q);
+    matmul_dw(g->kv + i * width + c->qk_nope_head_dim, n_h * width, p, ldp,
+              d_o, n_h * d_v, nb, S, d_v);
+    matmul(g->scores, a->span, d_o, n_h * d_v, nb, &value);
+    scores_backward(g->scores, a->span, p, ldp, nb, t0, scaling);
+    matmul_t(g->query + first, n_h * d_q, g->scores, a->span, nb, &key);
+    matmul_dw(g->key + i * d_q, n_h * d_q, g->scores, a->span,
+              a->query + first, n_h * d_q, nb, S, d_q);
+}
+
+/* do -> dq, dk, dv of all heads. */
+static void attention_backward(const Config *c, size_t T, float scaling,
+                               MlaActs *a, MlaGrads *g)
+{
+    size_t n_h = c->num_attention_heads, d_h = c->qk_nope_head_dim;
+    size_t d_q = d_h + c->qk_rope_head_dim;
+    memset(g->query, 0, T * n_h * d_q * sizeof *g->query);
+    memset(g->key, 0, T * n_h * d_q * sizeof *g->key);
+    memset(g->kv, 0, T * n_h * (d_h + c->v_head_dim) * sizeof *g->kv);
+    for (size_t t = 0; t < T; t += a->block) {
+        size_t nb = T - t < a->block ? T - t : a->block;
+        weigh_positions(c, t, nb, t, scaling, a);
+        for (size_t i = 0; i < n_h; i++)
+            head_backward(c, i, t, nb, scaling, a, g);
+    }
+}
+
+/* k = [k_C; k_R], k_C and v_C from c_KV: dk_C joins dv_C, and the shared
+ * k_R takes the sum over heads, ascending. -> g->latent (T, d_c+d_r) */
+static void keys_backward(const MlaWeights *w, const MlaWeights *dw,
+                          const Config *c, size_t T, const float *cache,
+                          MlaGrads *g)
+{
+    size_t n_h = c->num_attention_heads, d_c = c->kv_lora_rank;
+    size_t d_h = c->qk_nope_head_dim, d_r = c->qk_rope_head_dim;
+    size_t width = d_h + c->v_head_dim;
+    memset(g->latent, 0, T * (d_c + d_r) * sizeof *g->latent);
+    for (size_t j = 0; j < T; j++)
+        for (size_t i = 0; i < n_h; i++) {
+            const float *dk = g->key + (j * n_h + i) * (d_h + d_r);
+            float *k_r = g->latent + j * (d_c + d_r) + d_c;
+            memcpy(g->kv + (j * n_h + i) * width, dk, d_h * sizeof *dk);
+            add(k_r, k_r, dk + d_h, d_r);
+        }
+    linear_backward(g->latent, d_c + d_r, g->kv, n_h * width, cache,
+                    d_c + d_r, T, &w->kv_b_proj, &dw->kv_b_proj);
+}
+
+/* The RMSNorm of c_KV, the RoPE of k_R, then both projections from h. */
+static void latent_backward(float *dh, const float *h, const MlaWeights *w,
+                            const MlaWeights *dw, const Config *c, size_t T,
+                            const float *cos, const float *sin,
+                            const MlaActs *a, MlaGrads *g)
+{
+    size_t d_c = c->kv_lora_rank, d = c->hidden_size;
+    size_t width = d_c + c->qk_rope_head_dim;
+    rmsnorm_backward(g->kv_raw, width, matrix_numbers(&dw->kv_a_layernorm),
+                     g->latent, width, a->kv_raw, width, T,
+                     &w->kv_a_layernorm, latent_eps(c));
+    rope_backward(g->kv_raw + d_c, width, g->latent + d_c, width, cos, sin,
+                  T, c->qk_rope_head_dim / 2);
+    linear_backward(dh, d, g->kv_raw, width, h, d, T, &w->kv_a_proj_with_mqa,
+                    &dw->kv_a_proj_with_mqa);
+}
+
+/* q_R's RoPE, W_UQ and W_QR, the RMSNorm of c_Q, W_DQ; or W_Q alone. */
+static void query_backward(float *dh, const float *h, const MlaWeights *w,
+                           const MlaWeights *dw, const Config *c, size_t T,
+                           const float *cos, const float *sin,
+                           const MlaActs *a, MlaGrads *g)
+{
+    size_t n_h = c->num_attention_heads, d_h = c->qk_nope_head_dim;
+    size_t d_r = c->qk_rope_head_dim, d_q = c->q_lora_rank;
+    size_t d = c->hidden_size, width = n_h * (d_h + d_r);
+    for (size_t i = 0; i < n_h; i++) {
+        float *q_r = g->query + i * (d_h + d_r) + d_h;
+        rope_backward(q_r, width, q_r, width, cos, sin, T, d_r / 2);
+    }
+    if (!d_q) {
+        linear_backward(dh, d, g->query, width, h, d, T, &w->q_proj,
+                        &dw->q_proj);
+        return;
+    }
+    memset(g->c_q, 0, T * d_q * sizeof *g->c_q);
+    linear_backward(g->c_q, d_q, g->query, width, a->c_q, d_q, T,
+                    &w->q_b_proj, &dw->q_b_proj);
+    rmsnorm_backward(g->c_q_raw, d_q, matrix_numbers(&dw->q_a_layernorm),
+                     g->c_q, d_q, a->c_q_raw, d_q, T, &w->q_a_layernorm,
+                     latent_eps(c));
+    linear_backward(dh, d, g->c_q_raw, d_q, h, d, T, &w->q_a_proj,
+                    &dw->q_a_proj);
+}
+
+void mla_backward(float *dh, const float *du, const float *h,
+                  const MlaWeights *w, const MlaWeights *dw, const Config *c,
+                  size_t T, const float *cos, const float *sin,
+                  float softmax_scale, const float *cache, MlaActs *a,
+                  MlaGrads *g)
+{
+    size_t n_h = c->num_attention_heads, d_v = c->v_head_dim;
+    memset(g->o, 0, T * n_h * d_v * sizeof *g->o);
+    linear_backward(g->o, n_h * d_v, du, c->hidden_size, a->o, n_h * d_v, T,
+                    &w->o_proj, &dw->o_proj);
+    attention_backward(c, T, softmax_scale, a, g);
+    keys_backward(w, dw, c, T, cache, g);
+    latent_backward(dh, h, w, dw, c, T, cos, sin, a, g);
+    query_backward(dh, h, w, dw, c, T, cos, sin, a, g);
 }

@@ -552,6 +552,65 @@ int model_copy(Model *copy, const Model *m, DType dtype, Fp8Scope scope,
     return copy->copied ? 0 : -1;
 }
 
+/* MTP modules share what is the main model's. */
+static bool is_shared(const TensorInfo *info)
+{
+    return info->mtp && (info->kind == TENSOR_EMBED
+                         || info->kind == TENSOR_HEAD);
+}
+
+/* Numbers of all tensors; binds each slot to its place from `at` on, unless
+ * that is NULL. */
+static size_t bind_floats(Model *m, float *at)
+{
+    TensorWalk walk = tensor_walk(&m->config, m);
+    TensorInfo info;
+    size_t n = 0;
+    while (tensor_next(&walk, &info)) {
+        if (is_shared(&info))
+            continue;
+        if (at)
+            *info.slot = matrix_f32(at + n, info.rows, info.cols, info.cols);
+        n += (info.rows * info.cols + 15) / 16 * 16;
+    }
+    if (m->config.tie_word_embeddings)
+        m->lm_head = m->embed_tokens;
+    return n;
+}
+
+int model_zeros(Model *m, const Config *c, size_t *n, Error *err)
+{
+    *m = (Model){.config = *c, .n_mtp = c->num_nextn_predict_layers};
+    if (!allocate_layers(m, err)) {
+        *n = bind_floats(m, NULL);
+        m->copied = device_alloc(*n, sizeof(float), "weights", err);
+    }
+    if (!m->copied) {
+        model_close(m);
+        return -1;
+    }
+    bind_floats(m, m->copied);
+    return 0;
+}
+
+int model_floats(Model *copy, const Model *m, size_t *n, Error *err)
+{
+    Model from = *m;
+    TensorInfo x, y;
+    if (m->n_mtp < m->config.num_nextn_predict_layers)
+        return fail(err, "wanted the tensors of %zu MTP modules, as"
+                    " num_nextn_predict_layers says, found %zu",
+                    m->config.num_nextn_predict_layers, m->n_mtp);
+    if (model_zeros(copy, &m->config, n, err))
+        return -1;
+    TensorWalk a = tensor_walk(&from.config, &from);
+    TensorWalk b = tensor_walk(&copy->config, copy);
+    while (tensor_next(&a, &x) && tensor_next(&b, &y))
+        for (size_t r = 0; !is_shared(&y) && r < y.rows; r++)
+            matrix_row(matrix_numbers(y.slot) + r * y.cols, x.slot, r);
+    return 0;
+}
+
 static const char *file_of(const Model *m, const char *name)
 {
     const StTensor *t = st_find(&m->files, name);

@@ -14,10 +14,15 @@
  * widths, without a gate and without the scaling factor. Inputs of the experts'
  * Linear layers may be FP8 (a->fp8), the gate's never (V3 §3.3.1).
  *
- * Not here: the residual and the norm before (deepseek.c); balance losses and
- * the update of b_i, which only training has. */
+ * The backward pass takes the choice of experts as it is: gradients reach the
+ * gate through the weights g_i, and through balance losses. It goes through
+ * the experts in the same order; sums over tokens ascend.
+ *
+ * Not here: the residual and the norm before (deepseek.c); balance losses,
+ * dropped tokens and the update of b_i (balance.c). */
 #include "deepseek.h"
 
+#include "base/backward.h"
 #include "base/maths.h"
 
 #include <math.h>
@@ -158,23 +163,54 @@ void gate_forward(const float *x, const MoeWeights *w, const Config *c,
         choose(c, t, a);
 }
 
-/* Rows first[e] … first[e+1]-1 belong to expert e: its tokens in order, with
- * their weights. A counting sort. */
+static bool is_dropped(const MoeActs *a, size_t pick)
+{
+    return a->dropped && a->dropped[pick];
+}
+
+/* Rows first[e] … first[e+1]-1 belong to expert e: its tokens in order. A
+ * counting sort; a token that is dropped has no row. */
 static void route(const Config *c, size_t T, MoeActs *a)
 {
     size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
     memset(a->first, 0, (N + 1) * sizeof *a->first);
     for (size_t i = 0; i < T * K; i++)
-        a->first[a->topk_ids[i] + 1]++;
+        a->first[a->topk_ids[i] + 1] += !is_dropped(a, i);
     for (size_t e = 0; e < N; e++)
         a->first[e + 1] += a->first[e];
-    for (size_t i = 0; i < T * K; i++) {
-        int32_t row = a->first[a->topk_ids[i]]++;
-        a->token[row] = (int32_t)(i / K);
-        a->row_weight[row] = a->topk_weights[i];
-    }
+    for (size_t i = 0; i < T * K; i++)
+        if (!is_dropped(a, i))
+            a->pick[a->first[a->topk_ids[i]]++] = (int32_t)i;
     memmove(a->first + 1, a->first, N * sizeof *a->first);
     a->first[0] = 0;
+}
+
+/* The rows of x that expert e takes, side by side; their number. */
+static size_t gather(float *rows, const float *x, const Config *c, size_t e,
+                     const MoeActs *a)
+{
+    size_t d = c->hidden_size, first = (size_t)a->first[e];
+    size_t n = (size_t)a->first[e + 1] - first;
+    for (size_t i = 0; i < n; i++) {
+        size_t t = (size_t)a->pick[first + i] / c->num_experts_per_tok;
+        memcpy(rows + i * d, x + t * d, d * sizeof *x);
+    }
+    return n;
+}
+
+/* Where expert e leaves what it computes: one set of buffers for all, or
+ * rows of its own. */
+static FfnActs expert_acts(const Config *c, size_t e, const MoeActs *a)
+{
+    FfnActs f = a->routed;
+    size_t row = (size_t)a->first[e] * c->moe_intermediate_size;
+    if (a->keep) {
+        f.gate += row;
+        f.up += row;
+    }
+    if (a->keep_h)
+        f.h += row;
+    return f;
 }
 
 /* routed_out += g FFN_e(x) for the tokens of expert e, as one product. Experts
@@ -183,24 +219,22 @@ static void route(const Config *c, size_t T, MoeActs *a)
 static void run_expert(const float *x, const FfnWeights *w, const Config *c,
                        size_t e, MoeActs *a)
 {
-    size_t d = c->hidden_size, row = (size_t)a->first[e];
-    size_t n = (size_t)a->first[e + 1] - row;
-    const int32_t *token = a->token + row;
-    for (size_t i = 0; i < n; i++)
-        memcpy(a->x + i * d, x + (size_t)token[i] * d, d * sizeof *x);
+    size_t d = c->hidden_size, K = c->num_experts_per_tok;
+    size_t n = gather(a->x, x, c, e, a);
+    const int32_t *pick = a->pick + a->first[e];
+    FfnActs f = expert_acts(c, e, a);
     if (n)
-        ffn_forward(a->y, a->x, w, n, &a->routed);
+        ffn_forward(a->y, a->x, w, n, &f);
     for (size_t i = 0; i < n; i++)
-        add_scaled(a->routed_out + (size_t)token[i] * d,
-                   a->row_weight[row + i], a->y + i * d, d);
+        add_scaled(a->routed_out + (size_t)pick[i] / K * d,
+                   a->topk_weights[pick[i]], a->y + i * d, d);
 }
 
 /* y = Σ g_i FFN_i(x) + FFN_shared(x)                     V2 (20); V3 (12) */
-void moe_forward(float *y, const float *x, const MoeWeights *w,
+void moe_experts(float *y, const float *x, const MoeWeights *w,
                  const Config *c, size_t T, MoeActs *a)
 {
     size_t d = c->hidden_size;
-    gate_forward(x, w, c, T, a);
     route(c, T, a);
     memset(a->routed_out, 0, T * d * sizeof *a->routed_out);
     for (size_t e = 0; e < c->n_routed_experts; e++)
@@ -211,4 +245,144 @@ void moe_forward(float *y, const float *x, const MoeWeights *w,
     }
     ffn_forward(a->shared_out, x, &w->shared_experts, T, &a->shared);
     add(y, a->routed_out, a->shared_out, T * d);
+}
+
+void moe_forward(float *y, const float *x, const MoeWeights *w,
+                 const Config *c, size_t T, MoeActs *a)
+{
+    gate_forward(x, w, c, T, a);
+    moe_experts(y, x, w, c, T, a);
+}
+
+/* Training --------------------------------------------------------------- */
+
+/* dh -> dgate, dup, dW and dx; dy: what W_down gave dW_down of. */
+static void inner_backward(float *dx, const float *dy, const float *x,
+                           const FfnWeights *w, const FfnWeights *dw,
+                           size_t T, const FfnActs *a, FfnActs *g)
+{
+    size_t d = w->down_proj.rows, inter = w->down_proj.cols;
+    matmul_dw(matrix_numbers(&dw->down_proj), inter, dy, d, a->h, inter, T,
+              d, inter);
+    silu_mul_backward(g->gate, g->up, g->h, a->gate, a->up, T * inter);
+    linear_backward(dx, d, g->gate, inter, x, d, T, &w->gate_proj,
+                    &dw->gate_proj);
+    linear_backward(dx, d, g->up, inter, x, d, T, &w->up_proj, &dw->up_proj);
+}
+
+/* y = W_down h: dh = W_downᵀ dy. */
+static void down_backward(float *dh, const float *dy, const FfnWeights *w,
+                          size_t T)
+{
+    size_t d = w->down_proj.rows, inter = w->down_proj.cols;
+    memset(dh, 0, T * inter * sizeof *dh);
+    matmul_t(dh, inter, dy, d, T, &w->down_proj);
+}
+
+void ffn_recompute(const FfnWeights *w, size_t T, FfnActs *a)
+{
+    silu_mul(a->h, a->gate, a->up, T * w->down_proj.cols);
+}
+
+void ffn_backward(float *dx, const float *dy, const float *x,
+                  const FfnWeights *w, const FfnWeights *dw, size_t T,
+                  const FfnActs *a, FfnActs *g)
+{
+    down_backward(g->h, dy, w, T);
+    inner_backward(dx, dy, x, w, dw, T, a, g);
+}
+
+/* routed_out = Σ g_e y_e, y_e = W_down h: dg = dy·y_e = (W_downᵀ dy)·h, so
+ * that y_e need not be kept; then expert e has the gradient g dy. */
+static void weigh_rows(const int32_t *pick, size_t n, const Config *c,
+                       const FfnActs *f, const MoeActs *a, MoeGrads *g)
+{
+    size_t d = c->hidden_size, inter = c->moe_intermediate_size;
+    for (size_t i = 0; i < n; i++) {
+        float *dh = g->routed.h + i * inter, *dy = g->y + i * d;
+        float weight = a->topk_weights[pick[i]];
+        g->topk_weights[pick[i]] = dot(dh, f->h + i * inter, inter);
+        scale(dh, dh, weight, inter);
+        scale(dy, dy, weight, d);
+    }
+}
+
+static void expert_backward(float *dx, const float *dy, const float *x,
+                            const FfnWeights *w, const FfnWeights *dw,
+                            const Config *c, size_t e, MoeActs *a,
+                            MoeGrads *g)
+{
+    size_t d = c->hidden_size, K = c->num_experts_per_tok;
+    size_t n = gather(a->x, x, c, e, a);
+    const int32_t *pick = a->pick + a->first[e];
+    FfnActs f = expert_acts(c, e, a);
+    if (!n)
+        return;
+    if (!a->keep_h)
+        ffn_recompute(w, n, &f);
+    gather(g->y, dy, c, e, a);
+    down_backward(g->routed.h, g->y, w, n);
+    weigh_rows(pick, n, c, &f, a, g);
+    memset(g->x, 0, n * d * sizeof *g->x);
+    inner_backward(g->x, g->y, a->x, w, dw, n, &f, &g->routed);
+    for (size_t i = 0; i < n; i++) {
+        float *row = dx + (size_t)pick[i] / K * d;
+        add(row, row, g->x + i * d, d);
+    }
+}
+
+/* g_j = α s_j / Z, Z the sum over the chosen: with norm_topk_prob
+ * ds_j += α/Z (dg_j - Σ_i dg_i s_i / Z), else ds_j += α dg_j; see weigh. */
+static void weigh_backward(const Config *c, const float *scores,
+                           const int32_t *ids, const float *dweights,
+                           float *dscores)
+{
+    size_t K = c->num_experts_per_tok;
+    bool v2 = c->model_type == DEEPSEEK_V2;
+    bool norm = c->norm_topk_prob && (K > 1 || !v2);
+    float factor = (float)c->routed_scaling_factor, total = 0, mean = 0;
+    for (size_t j = 0; norm && j < K; j++)
+        total += scores[ids[j]];
+    total += 1e-20f;
+    for (size_t j = 0; norm && j < K; j++)
+        mean = fma32(dweights[j], scores[ids[j]] / total, mean);
+    if (norm)
+        factor = (v2 && !c->v2_norm_scales ? 1.0f : factor) / total;
+    for (size_t j = 0; j < K; j++)
+        dscores[ids[j]] = fma32(factor, dweights[j] - mean, dscores[ids[j]]);
+}
+
+/* dg -> ds -> dlogits, in the place of ds; then e_i and u. */
+static void gate_backward(float *dx, const float *x, const MoeWeights *w,
+                          const MoeWeights *dw, const Config *c, size_t T,
+                          const MoeActs *a, MoeGrads *g)
+{
+    size_t N = c->n_routed_experts, K = c->num_experts_per_tok;
+    size_t d = c->hidden_size;
+    for (size_t t = 0; t < T; t++) {
+        const float *s = a->scores + t * N;
+        float *ds = g->scores + t * N;
+        weigh_backward(c, s, a->topk_ids + t * K, g->topk_weights + t * K,
+                       ds);
+        if (c->scoring_func == SCORING_SIGMOID)
+            sigmoid_backward(ds, s, ds, N);
+        else
+            softmax_backward(ds, s, ds, N);
+    }
+    linear_backward(dx, d, g->scores, N, x, d, T, &w->gate, &dw->gate);
+}
+
+void moe_backward(float *dx, const float *dy, const float *x,
+                  const MoeWeights *w, const MoeWeights *dw, const Config *c,
+                  size_t T, MoeActs *a, MoeGrads *g)
+{
+    memset(g->topk_weights, 0,
+           T * c->num_experts_per_tok * sizeof *g->topk_weights);
+    for (size_t e = 0; e < c->n_routed_experts; e++)
+        expert_backward(dx, dy, x, &w->experts[e], &dw->experts[e], c, e, a,
+                        g);
+    if (c->n_shared_experts)
+        ffn_backward(dx, dy, x, &w->shared_experts, &dw->shared_experts, T,
+                     &a->shared, &g->shared);
+    gate_backward(dx, x, w, dw, c, T, a, g);
 }

@@ -23,6 +23,7 @@
  * which only training has. */
 #include "deepseek.h"
 
+#include "base/backward.h"
 #include "base/os.h"
 
 #include <stdlib.h>
@@ -514,4 +515,41 @@ int mtp_generate(Mtp *m, const int32_t *prompt, size_t n,
         failed = draft_loop(&g);
     stats->decode_seconds = os_seconds() - start - stats->prompt_seconds;
     return failed ? -1 : 0;
+}
+
+/* Training --------------------------------------------------------------- */
+
+void mtp_join(MtpTape *a, const int32_t *ids, size_t ld,
+              const LayerWeights *w, const Matrix *embedding,
+              const Config *c, size_t B, size_t T)
+{
+    size_t d = c->hidden_size, hidden = c->mtp_hidden_first ? 0 : d;
+    float eps = (float)c->rms_norm_eps;
+    for (size_t row = 0; row < B * T; row++)
+        matrix_row(a->embed + row * d, embedding,
+                   (size_t)ids[row / T * ld + row % T]);
+    for (size_t b = 0; c->mtp_zero_first && b < B; b++)
+        memset(a->embed + b * T * d, 0, d * sizeof *a->embed);
+    rmsnorm(a->pair + d - hidden, 2 * d, a->embed, d, B * T, &w->enorm, eps);
+    rmsnorm(a->pair + hidden, 2 * d, a->state, d, B * T, &w->hnorm, eps);
+    matmul(a->h, d, a->pair, 2 * d, B * T, &w->eh_proj);
+}
+
+void mtp_join_backward(float *dstate, float *dembed, const float *dh,
+                       float *dpair, const MtpTape *a,
+                       const LayerWeights *w, const LayerWeights *dw,
+                       const Config *c, size_t B, size_t T)
+{
+    size_t d = c->hidden_size, hidden = c->mtp_hidden_first ? 0 : d;
+    float eps = (float)c->rms_norm_eps;
+    memset(dpair, 0, B * T * 2 * d * sizeof *dpair);
+    linear_backward(dpair, 2 * d, dh, d, a->pair, 2 * d, B * T, &w->eh_proj,
+                    &dw->eh_proj);
+    rmsnorm_backward(dembed, d, matrix_numbers(&dw->enorm),
+                     dpair + d - hidden, 2 * d, a->embed, d, B * T,
+                     &w->enorm, eps);
+    rmsnorm_backward(dstate, d, matrix_numbers(&dw->hnorm), dpair + hidden,
+                     2 * d, a->state, d, B * T, &w->hnorm, eps);
+    for (size_t b = 0; c->mtp_zero_first && b < B; b++)
+        memset(dembed + b * T * d, 0, d * sizeof *dembed);
 }

@@ -111,3 +111,17 @@ void rope_apply(float *y, size_t ldy, const float *x, size_t ldx,
             y[t * ldy + 2 * i + 1] = fma32(a, s, b * c);
         }
 }
+
+/* The transpose of the turn, cos and sin with their magnitude:
+ * dx[2i] = dy[2i] cos + dy[2i+1] sin, dx[2i+1] = dy[2i+1] cos - dy[2i] sin. */
+void rope_backward(float *dx, size_t lddx, const float *dy, size_t lddy,
+                   const float *cos, const float *sin, size_t T, size_t pairs)
+{
+    for (size_t t = 0; t < T; t++)
+        for (size_t i = 0; i < pairs; i++) {
+            float c = cos[t * pairs + i], s = sin[t * pairs + i];
+            float a = dy[t * lddy + 2 * i], b = dy[t * lddy + 2 * i + 1];
+            dx[t * lddx + 2 * i] = fma32(a, c, b * s);
+            dx[t * lddx + 2 * i + 1] = fma32(b, c, -(a * s));
+        }
+}

@@ -44,8 +44,7 @@ static MoeActs moe_acts(const Config *c, size_t T)
     a.topk_ids = test_alloc(T * K, i);
     a.topk_weights = test_alloc(T * K, f);
     a.first = test_alloc(N + 1, i);
-    a.token = test_alloc(T * K, i);
-    a.row_weight = test_alloc(T * K, f);
+    a.pick = test_alloc(T * K, i);
     a.x = test_alloc(T * d, f);
     a.routed = ffn_acts(T, c->moe_intermediate_size);
     a.y = test_alloc(T * d, f);
@@ -66,8 +65,7 @@ static void moe_acts_free(MoeActs *a)
     free(a->topk_ids);
     free(a->topk_weights);
     free(a->first);
-    free(a->token);
-    free(a->row_weight);
+    free(a->pick);
     free(a->x);
     ffn_acts_free(&a->routed);
     free(a->y);
