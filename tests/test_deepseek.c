@@ -480,7 +480,7 @@ static double needed(const Config *c, bool naive, double T, double S,
         floats += T * n_h * (d_c + d_r) + T * n_h * d_c;
     floats += 2 * T * (dense > 0 && inter > shared ? inter : shared);
     if (moe > 0) {
-        floats += 3 * T * N + (N + 1) + 4 * T * K + 3 * T * d
+        floats += 3 * T * N + (N + 1) + 3 * T * K + 3 * T * d
                   + 2 * T * (double)c->moe_intermediate_size;
         if (c->topk_method == TOPK_NOAUX_TC)
             floats += N;
