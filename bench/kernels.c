@@ -6,8 +6,7 @@
  * vectors that stay in registers (2 FLOP an element). */
 #include "limits.h"
 
-#include "base/kernels.h"
-#include "base/random.h"
+#include "deepseek.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,25 +37,30 @@ static void fill(unsigned char *region, DType type)
 typedef struct {
     unsigned char *region;
     float *x, *y, *scales;
+    Fp8Acts fp8;            /* x in FP8 */
 } Bench;
 
 typedef void Product(float *y, size_t ldy, const float *x, size_t ldx,
                      size_t T, const Matrix *w);
 
-/* GFLOP/s or GB/s by T rows of x, and the share of the limit. */
+/* GFLOP/s or GB/s by T rows of x, and the share of the limit. f NULL: x is
+ * quantised, then both are FP8. */
 static void measure(const char *name, const Bench *b, Product *f, Matrix w,
                     size_t T, int repeat)
 {
     double share[SAMPLES], speed[SAMPLES];
-    size_t in = f == matmul ? w.cols : w.rows;
-    size_t out = f == matmul ? w.rows : w.cols;
+    size_t in = f == matmul_t ? w.rows : w.cols;
+    size_t out = f == matmul_t ? w.cols : w.rows;
     size_t bytes = w.rows * w.cols * dtype_size(w.dtype);
     for (int i = 0; i < SAMPLES; i++) {
         double limit = T == 1 ? read_limit(b->region, REGION) : fma_limit();
         double work = T == 1 ? (double)bytes :
                                2.0 * (double)T * (double)(in * out);
         double start = cpu_seconds();
-        for (int j = 0; j < repeat; j++)
+        Fp8Acts acts = b->fp8;
+        for (int j = 0; j < repeat && f == NULL; j++)
+            linear(b->y, out, b->x, in, T, &w, &acts);
+        for (int j = 0; j < repeat && f != NULL; j++)
             f(b->y, out, b->x, in, T, &w);
         speed[i] = work * repeat / (cpu_seconds() - start);
         share[i] = speed[i] / limit;
@@ -76,6 +80,9 @@ static void measure_type(const Bench *b, DType type)
     measure("matvec", b, matmul, w, 1, 1);
     for (size_t i = 0; i < 3; i++)
         measure("product", b, matmul, matrix_rows(&w, 0, 2048), batches[i],
+                (int)(BATCH / batches[i] / 8) + 1);
+    for (size_t i = 0; i < 3 && type == DT_F8_E4M3; i++)
+        measure("both FP8", b, NULL, matrix_rows(&w, 0, 2048), batches[i],
                 (int)(BATCH / batches[i] / 8) + 1);
     w.cols = 512;
     w.stride = 512;
@@ -101,8 +108,13 @@ int main(void)
     size_t rows = REGION / COLS;
     Bench b = {malloc(REGION), malloc(BATCH * COLS * sizeof(float)),
                malloc((rows + BATCH * COLS) * sizeof(float)),
-               malloc((rows / 128 + 1) * (COLS / 128) * sizeof(float))};
-    if (b.region == NULL || b.x == NULL || b.y == NULL || b.scales == NULL)
+               malloc((rows / 128 + 1) * (COLS / 128) * sizeof(float)),
+               {FP8_TILE, false, 0, malloc(BATCH * COLS),
+                malloc(BATCH * COLS * sizeof(float)),
+                malloc(BATCH * COLS / 128 * sizeof(float))}};
+    if (b.region == NULL || b.x == NULL || b.y == NULL || b.scales == NULL
+        || b.fp8.codes == NULL || b.fp8.values == NULL
+        || b.fp8.scales == NULL)
         return 1;
     random_normal(&r, b.x, BATCH * COLS, 1);
     random_normal(&r, b.scales, (rows / 128 + 1) * (COLS / 128), 1);
@@ -114,5 +126,6 @@ int main(void)
         measure_type(&b, types[i]);
     measure_attention(&b);
     free(b.region), free(b.x), free(b.y), free(b.scales);
+    free(b.fp8.codes), free(b.fp8.values), free(b.fp8.scales);
     return 0;
 }
