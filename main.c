@@ -293,11 +293,6 @@ static const Program program = {
     .n_options = O_COUNT
 };
 
-bool given(const Arguments *a, size_t option)
-{
-    return option_given(&a->line, option);
-}
-
 static int complain(const Error *err, int status)
 {
     fprintf(stderr, "deepseek: %s\n", err->text);

@@ -38,9 +38,6 @@ enum {
     O_JSON, O_COUNT
 };
 
-/* True where the option was on the command line. */
-bool given(const Arguments *a, size_t option);
-
 int run_info(const Arguments *a, Error *err);
 int run_generate(const Arguments *a, Error *err);
 int run_chat(const Arguments *a, Error *err);
@@ -56,6 +53,9 @@ int run_train_tokenizer(const Arguments *a, Error *err);
 int run_prepare(const Arguments *a, Error *err);
 
 /* run.c ------------------------------------------------------------------ */
+
+/* True where the option was on the command line. */
+bool given(const Arguments *a, size_t option);
 
 enum { DEFAULT_CTX = 4096, MAX_STOP = 2 * MAX_EOS + 1 };
 

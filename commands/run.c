@@ -6,6 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool given(const Arguments *a, size_t option)
+{
+    return option_given(&a->line, option);
+}
+
 /* Input and output ------------------------------------------------------- */
 
 int flush_stdout(Error *err)
