@@ -328,6 +328,7 @@ static void test_gradients_add(void **state)
     for (size_t i = 0; i < 72; i++)
         must_be_near((double)together[i], (double)each[i], 72 * 0x1p-22,
                      "gradient", i);
+    routes_free(&r);
 }
 
 /* A sequence's gradient is its own, and losses are added by sequences: four
@@ -402,7 +403,7 @@ static void test_odd_scores(void **state)
     assert_true(isnan(loss[BALANCE_SEQUENCE]));
     r.scores = zero;
     loss[BALANCE_SEQUENCE] = 0;
-    balance_losses(loss, dscores + 3, &r, &b, 0, work);
+    balance_losses(loss, dscores, &r, &b, 1, work);
     assert_true(loss[BALANCE_SEQUENCE] == 0);
     r.T = 0;   /* an MTP module deeper than the sequence */
     balance_losses(loss, NULL, &r, &b, 1, work);
