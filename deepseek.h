@@ -1182,4 +1182,48 @@ size_t schedule_sequences(const Schedule *s, uint64_t tokens);
 /* value · min(1, update / warmup), updates counted from 1. */
 double warm_up(double value, uint64_t update, uint64_t warmup);
 
+/* settings.c: train.json ----------------------------- V2 §3.1.2, V3 §4.2 */
+
+typedef struct {
+    char *data, *eval_data;    /* data files; NULL: none */
+    size_t sequence_length;    /* T */
+    uint64_t total_tokens;     /* the run ends with the step that sees them */
+    Schedule batch_size;       /* sequences of a step */
+    size_t micro_batch;        /* sequences of a pass */
+    Schedule learning_rate;
+    uint64_t warmup_steps;
+    AdamW adamw;
+    bool decay_all;            /* also what has one dimension */
+    double clip;               /* of the gradient's norm */
+    DType moments;             /* F32 or BF16 */
+    double ema_decay;          /* 0: no average */
+    Schedule mtp_lambda;
+    Schedule alpha[BALANCE_LOSSES], gamma;
+    size_t devices, device_limit;
+    bool batch_wise, count_picks;
+    double capacity_factor;    /* of token dropping; 0: none */
+    double exempt_rate;
+    double init_std;
+    uint64_t seed;
+    bool recompute;
+    /* In steps; 0: never. eval_sequences 0: all. */
+    uint64_t log_every, eval_every, eval_sequences;
+    uint64_t checkpoint_every, keep_checkpoints;
+} TrainSettings;
+
+/* Reads train.json; what it does not say has its default, or is missing until
+ * it is set. docs/train.json has every key. */
+int settings_read(TrainSettings *s, const char *path, Error *err);
+/* "key=value", a key in a group with a dot: "adamw.beta2=0.99". */
+int settings_set(TrainSettings *s, const char *text, Error *err);
+/* That nothing is missing and all fits the model; `where` begins a message. */
+int settings_check(const TrainSettings *s, const Config *c,
+                   const char *where, Error *err);
+/* Writes every setting: settings_read gives the same again. */
+int settings_write(const TrainSettings *s, const char *path, bool force,
+                   Error *err);
+void settings_free(TrainSettings *s);
+/* The losses of a step that begins with so many tokens seen. */
+Balance settings_balance(const TrainSettings *s, uint64_t tokens);
+
 #endif
