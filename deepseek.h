@@ -1052,7 +1052,7 @@ size_t drop_tokens(int32_t *dropped, const Routes *r, const bool *exempt,
 /* Drawn from the seed and the sequence's number alone. */
 bool drop_exempt(uint64_t seed, uint64_t sequence, double rate);
 
-/* train.c: one step of pre-training -------------------- V2 §3.1, V3 §4.2 */
+/* pass.c: a batch forward and back -------------- V2 §3.1; V3 §2.2, §3.2.3 */
 
 typedef struct {
     size_t sequences;    /* B of one pass, at most */
