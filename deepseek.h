@@ -211,6 +211,7 @@ int model_copy(Model *copy, const Model *m, DType dtype, Fp8Scope scope,
  * all. MTP modules share embedding and head with the main model, as a tied
  * head does the embedding: they have none of their own. */
 int model_zeros(Model *m, const Config *c, size_t *n, Error *err);
+size_t model_numbers(const Config *c);   /* that n */
 /* The same from the weights of m, all of them as F32. */
 int model_floats(Model *copy, const Model *m, size_t *n, Error *err);
 /* Names the first tensor that holds a NaN or an infinity. */
@@ -1225,5 +1226,52 @@ int settings_write(const TrainSettings *s, const char *path, bool force,
 void settings_free(TrainSettings *s);
 /* The losses of a step that begins with so many tokens seen. */
 Balance settings_balance(const TrainSettings *s, uint64_t tokens);
+
+/* train.c: a step of pre-training ---------------------- V2 §3.1, V3 §4.2 */
+
+/* Where sequences come from: fills T + 1 ids. */
+typedef int NextSequence(void *context, int32_t *ids, Error *err);
+
+/* All that training changes. Everything of n numbers has the layout of
+ * model_zeros. */
+typedef struct {
+    const TrainSettings *settings;
+    Model model;            /* F32 master weights */
+    Model grads;            /* of the step at hand */
+    size_t n;
+    void *m, *v;            /* (n) AdamW's moments, F32 or BF16 */
+    float *ema;             /* (n) or NULL */
+    Pass pass;
+    int32_t *ids;           /* (micro_batch, T+1) */
+    uint64_t *load;         /* (layers and modules, N) of the last step */
+    uint64_t step, tokens;  /* done */
+} Trainer;
+
+typedef struct {
+    uint64_t step, tokens;  /* after it */
+    size_t sequences;
+    LossSums losses;
+    double grad_norm;       /* before it is clipped */
+    double lr, lambda, gamma;
+    double max_violation;   /* MaxVio, the mean over the layers with experts */
+} StepReport;
+
+/* Begins with the weights of `from`, moments 0, the average at the weights. s
+ * stays the caller's. */
+int train_open(Trainer *t, const Model *from, const TrainSettings *s,
+               Error *err);
+void train_close(Trainer *t);
+/* Bytes that train_open allocates: the printed formula. */
+size_t train_bytes(const Config *c, const TrainSettings *s);
+bool train_done(const Trainer *t);   /* total_tokens are reached */
+/* Forward and back over the sequences of the next step: grads, load, losses.
+ * train_step: that, then the optimiser, the average and the gates' bias. */
+int train_gradient(Trainer *t, NextSequence *next, void *context,
+                   StepReport *r, Error *err);
+int train_step(Trainer *t, NextSequence *next, void *context, StepReport *r,
+               Error *err);
+/* Losses of n sequences; changes nothing. */
+int train_evaluate(Trainer *t, NextSequence *next, void *context, size_t n,
+                   LossSums *losses, Error *err);
 
 #endif

@@ -563,7 +563,7 @@ static bool is_shared(const TensorInfo *info)
  * that is NULL. */
 static size_t bind_floats(Model *m, float *at)
 {
-    TensorWalk walk = tensor_walk(&m->config, m);
+    TensorWalk walk = tensor_walk(&m->config, at ? m : NULL);
     TensorInfo info;
     size_t n = 0;
     while (tensor_next(&walk, &info)) {
@@ -573,9 +573,15 @@ static size_t bind_floats(Model *m, float *at)
             *info.slot = matrix_f32(at + n, info.rows, info.cols, info.cols);
         n += (info.rows * info.cols + 15) / 16 * 16;
     }
-    if (m->config.tie_word_embeddings)
+    if (at && m->config.tie_word_embeddings)
         m->lm_head = m->embed_tokens;
     return n;
+}
+
+size_t model_numbers(const Config *c)
+{
+    Model m = {.config = *c};
+    return bind_floats(&m, NULL);
 }
 
 int model_zeros(Model *m, const Config *c, size_t *n, Error *err)
