@@ -73,8 +73,9 @@ check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh
 
-exhaustive: $(BUILD)/tests/exhaustive ## encode every F32 into every format: minutes
+exhaustive: $(BUILD)/tests/exhaustive $(BUILD)/tests/test_mtp ## try every F32 in every format, drafts of 60,000 models: minutes
 	$(abspath $<)
+	ROUNDS=40 $(abspath $(BUILD)/tests/test_mtp)
 
 fuzz: ## search for inputs that break a reader, FUZZ seconds each
 	sh tests/fuzz.sh $(FUZZ)
