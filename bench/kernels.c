@@ -38,6 +38,7 @@ typedef struct {
     unsigned char *region;
     float *x, *y, *scales;
     Fp8Acts fp8;            /* x in FP8 */
+    Fp8Accumulation how;
 } Bench;
 
 typedef void Product(float *y, size_t ldy, const float *x, size_t ldx,
@@ -58,8 +59,10 @@ static void measure(const char *name, const Bench *b, Product *f, Matrix w,
                                2.0 * (double)T * (double)(in * out);
         double start = cpu_seconds();
         Fp8Acts acts = b->fp8;
-        for (int j = 0; j < repeat && f == NULL; j++)
-            linear(b->y, out, b->x, in, T, &w, &acts);
+        for (int j = 0; j < repeat && f == NULL; j++) {
+            fp8_activations(&acts, b->x, in, T, in);
+            fp8_gemm(b->y, out, &acts, T, &w, b->how);
+        }
         for (int j = 0; j < repeat && f != NULL; j++)
             f(b->y, out, b->x, in, T, &w);
         speed[i] = work * repeat / (cpu_seconds() - start);
@@ -69,6 +72,13 @@ static void measure(const char *name, const Bench *b, Product *f, Matrix w,
            dtype_name(w.dtype), w.rows, w.cols, T, median(speed, SAMPLES) * 1e-9,
            T == 1 ? "GB/s   " : "GFLOP/s", median(share, SAMPLES));
     fflush(stdout);
+}
+
+/* V3 §3.3.2: the sums of Hopper's tensor cores, number by number. */
+static void measure_hopper(Bench b, Matrix w)
+{
+    b.how.sum = FP8_APART;
+    measure("as Hopper", &b, NULL, matrix_rows(&w, 0, 64), 16, 1);
 }
 
 static void measure_type(const Bench *b, DType type)
@@ -84,6 +94,8 @@ static void measure_type(const Bench *b, DType type)
     for (size_t i = 0; i < 3 && type == DT_F8_E4M3; i++)
         measure("both FP8", b, NULL, matrix_rows(&w, 0, 2048), batches[i],
                 (int)(BATCH / batches[i] / 8) + 1);
+    if (type == DT_F8_E4M3)
+        measure_hopper(*b, w);
     w.cols = 512;
     w.stride = 512;
     measure("transposed", b, matmul_t, matrix_rows(&w, 0, 128), 1, 100);
@@ -111,7 +123,8 @@ int main(void)
                malloc((rows / 128 + 1) * (COLS / 128) * sizeof(float)),
                {FP8_TILE, false, 0, malloc(BATCH * COLS),
                 malloc(BATCH * COLS * sizeof(float)),
-                malloc(BATCH * COLS / 128 * sizeof(float))}};
+                malloc(BATCH * COLS / 128 * sizeof(float))},
+               {.sum = FP8_LANES}};
     if (b.region == NULL || b.x == NULL || b.y == NULL || b.scales == NULL
         || b.fp8.codes == NULL || b.fp8.values == NULL
         || b.fp8.scales == NULL)

@@ -10,6 +10,9 @@
  *                        limit
  *   curve:N, naive:N     one prompt of N tokens, seen at N/16, N/8, … N;
  *                        absorbed, and naive with the prompt as one chunk
+ *   draft:P              a step with one draft behind P tokens, against a
+ *                        plain one and what the bytes they read make of it;
+ *                        the model has an MTP module
  *   start:N              a fresh ./deepseek (or $DEEPSEEK) to its first token
  *                        after N, beyond what that prompt takes here
  *   memory:N             memory beside the mapped file at a context of N
@@ -229,6 +232,86 @@ static int curve(Bench *b, size_t n, bool naive, Error *err)
     return 0;
 }
 
+static int take(void *context, int32_t id, Error *err)
+{
+    (void)context, (void)id, (void)err;
+    return 0;
+}
+
+static size_t moe_layers(const Config *c)
+{
+    size_t n = 0;
+    for (size_t l = 0; l < c->num_hidden_layers; l++)
+        n += config_is_moe(c, l);
+    return n;
+}
+
+/* Bytes of a step with one draft over those of a plain one, with the experts
+ * that the main model read in them. */
+static double bytes_ratio(const Config *c, const MtpStats *d, size_t ctx)
+{
+    double layers = (double)moe_layers(c);
+    DType dtype = c->fp8 ? DT_F8_E4M3 : c->torch_dtype;
+    Step plain = {.batch = 1, .ctx = ctx}, step;
+    StepBytes bytes;
+    step = plain;
+    step.drafts = 1;
+    step.acceptance = (double)d->accepted[0] / (double)d->tried[0];
+    if (layers > 0) {
+        plain.experts = (double)d->plain_experts
+                        / ((double)d->plain_steps * layers);
+        step.experts = (double)d->step_experts / ((double)d->steps * layers);
+    }
+    return cost_step(&bytes, c, dtype, &step)
+           / cost_step(&bytes, c, dtype, &plain);
+}
+
+/* By the wall's clock, which a generation times its steps with. */
+static int draft_steps(Bench *b, Mtp *m, size_t P, size_t n, Error *err)
+{
+    double plain[SAMPLES], step[SAMPLES], ratio[SAMPLES], share[SAMPLES];
+    GenerateOptions o = {.sampler = {0, 0, 1}, .n = n,
+                         .vocabulary = b->model.config.vocab_size};
+    MtpStats all = {0};
+    for (size_t i = 0; i < SAMPLES; i++) {
+        GenerateStats s;
+        MtpStats d = all;
+        mtp_rewind(m, 0);
+        if (mtp_generate(m, b->ids, P, &o, take, NULL, &s, &all, err) != 0)
+            return -1;
+        plain[i] = (all.plain_seconds - d.plain_seconds)
+                   / (double)(all.plain_steps - d.plain_steps);
+        step[i] = (all.step_seconds - d.step_seconds)
+                  / (double)(all.steps - d.steps);
+        ratio[i] = step[i] / plain[i];
+        share[i] = (all.draft_seconds - d.draft_seconds) / s.decode_seconds;
+    }
+    printf("draft at %-8zu plain step %.2f ms, with a draft %.2f ms: %.2f "
+           "times, %.2f by bytes; %.0f %% in drafts\n", P,
+           1e3 * median(plain, SAMPLES), 1e3 * median(step, SAMPLES),
+           median(ratio, SAMPLES),
+           bytes_ratio(&b->model.config, &all, P + n / 2),
+           100 * median(share, SAMPLES));
+    return 0;
+}
+
+static int draft(Bench *b, size_t P, Error *err)
+{
+    enum { STEPS = 66 };  /* five of them plain */
+    SessionOptions o = {.ctx = P + 2 * STEPS};
+    Session s;
+    Mtp m;
+    if (mtp_options(&o, &b->model, 1, err) != 0
+        || session_open(&s, &b->model, &o, err) != 0)
+        return -1;
+    int status = mtp_open(&m, &s, 1, false, err);
+    if (status == 0)
+        status = draft_steps(b, &m, P, STEPS, err);
+    mtp_close(&m);
+    session_close(&s);
+    return status;
+}
+
 /* Has read what the command prints; seconds: until its first byte. */
 static int first_byte(const char *command, double *seconds)
 {
@@ -327,6 +410,7 @@ static int run_work(Bench *b, const char *work, Error *err)
              : is(work, name, "prefill") ? prefill(b, n, err)
              : is(work, name, "curve") ? curve(b, n, false, err)
              : is(work, name, "naive") ? curve(b, n, true, err)
+             : is(work, name, "draft") ? draft(b, n, err)
              : is(work, name, "start") ? start(b, n, err)
              : is(work, name, "memory") ? memory(b, n, err)
              : fail(err, "%s: no such work", work);

@@ -48,6 +48,11 @@ for dtype in f32 bf16 fp8; do
     title "304M, $dtype"
     model "$work/$dtype" decode:128 prefill:128
 done
+sed 's/"num_hidden_layers": 27/&, "num_nextn_predict_layers": 1/' \
+    bench/304m.json >"$work/1-module.json"
+make_model "$work/1-module.json" bf16 1-module
+title "304M with an MTP module, bf16: what a draft costs"
+model "$work/1-module" draft:128 draft:2048
 title "models/stories, bf16"
 model models/stories decode:128 prefill:128
 title "304M, f32, 1.2 GB in the page cache; goal: 50 ms beyond a prefill"

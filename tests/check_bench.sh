@@ -30,6 +30,7 @@ make -s WERROR=1 BUILD="$root" $programs || exit 1
 model=tests/data/models/k1-v2-lite
 lines 14 "$root/bench/model" $model decode:8 prefill:8 curve:32 naive:32 \
     start:4 memory:64
+lines 1 "$root/bench/model" tests/data/models/mtp-two draft:8
 lines 2 serve 'prefill:8\ndecode:8\n' "$root/bench/model" $model
 text=tests/data/fairy_excerpt.txt
 lines 2 "$root/bench/tokenizer" models/stories $text

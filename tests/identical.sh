@@ -2,15 +2,16 @@
 # identical.sh: the same bits from every build.
 #
 # Builds the program with every compiler, optimisation level, vector width and
-# machine at hand (other machines run under qemu-user), lets each trace two
-# models, one of them FP8, and generate from them greedily and by sampling,
+# machine at hand (other machines run under qemu-user), lets each trace three
+# models, of which one is FP8 and one has MTP modules, generate from them
+# greedily, by sampling, with drafts and with FP8 activations, and quantise one,
 # and compares all that comes out with the first build's, byte for byte.
 # A compiler, emulator or instruction set that is absent is named as skipped.
 # usage: tests/identical.sh [NAME-PATTERN]
 set -u
 pattern=${1:-*}
 root=build/identical
-models='k3-v3 fp8-ragged'
+models='k3-v3 fp8-ragged mtp-two'
 ids=1,5,9,2,7,3,11,4,6,8,13,10,12,17,15,14
 mkdir -p "$root"
 
@@ -60,8 +61,34 @@ run_all() {
             --top-k 20 --top-p 0.95 --seed 7 >"$out/$model-sampled" \
             2>/dev/null || return 1
     done
-    (cd "$out" && cat ./*.safetensors ./*-greedy ./*-sampled | sha256sum |
-        cut -c1-16)
+    run_drafts "$1" "$2" && run_fp8 "$1" "$2" || return 1
+    (cd "$out" && cat ./*.safetensors ./*-greedy ./*-sampled quantized-*/* |
+        sha256sum | cut -c1-16)
+}
+
+run_drafts() {
+    program=$1 out=$2 dir=tests/data/models/mtp-two
+    $program generate $dir --ids $ids --print-ids -n 16 --temp 0 --draft 3 \
+        >"$out/draft-greedy" 2>/dev/null || return 1
+    cmp "$out/draft-greedy" "$out/mtp-two-greedy" || return 1
+    $program generate $dir --ids $ids --print-ids -n 40 --temp 2 --top-k 20 \
+        --top-p 0.95 --seed 7 --draft 2 >"$out/draft-sampled" 2>/dev/null ||
+        return 1
+    $program generate $dir --ids $ids --print-ids -n 40 --temp 2 --seed 7 \
+        --draft 3 --draft-best >"$out/draft-best-sampled" 2>/dev/null
+}
+
+run_fp8() {
+    program=$1 out=$2 dir=tests/data/models/fp8-ragged
+    fp8='--fp8 activations --mla naive'
+    $program trace $dir --ids $ids $fp8 -o "$out/fp8-acts.safetensors" \
+        --force || return 1
+    $program generate $dir --ids $ids --print-ids -n 16 --temp 0 $fp8 \
+        >"$out/fp8-acts-greedy" 2>/dev/null || return 1
+    for scale in f32 ue8m0; do
+        $program quantize tests/data/models/k3-v3 --scale-fmt $scale --force \
+            -o "$out/quantized-$scale" || return 1
+    done
 }
 
 one() {
