@@ -616,6 +616,38 @@ static void test_golden(void **state)
         }
 }
 
+/* Row i of a module stands at position i: at 0, RoPE turns nothing. */
+static void test_positions(void **state)
+{
+    char *path = scratch_dup("trace.safetensors"), name[80];
+    size_t d_r = 8, width = 28, T, n;
+    Safetensors traced;
+    Case c;
+    Error err;
+    (void)state;
+    case_open(&c, "mtp-two");
+    trace_case(&c, (SessionOptions){0}, path);
+    must(st_open(&traced, path, &err), &err);
+    for (size_t layer = 2; layer < 4; layer++) {
+        snprintf(name, sizeof name, "model.layers.%zu.self_attn.k_pe", layer);
+        float *k = golden(&traced, name, DT_F32, &T, &n);
+        assert_int_equal(n, d_r);
+        snprintf(name, sizeof name,
+                 "model.layers.%zu.self_attn.kv_a_proj_with_mqa", layer);
+        float *raw = golden(&traced, name, DT_F32, &T, &n);
+        assert_int_equal(n, width);
+        raw += width - d_r;
+        must_equal_bits(k, raw, d_r, name);
+        assert_memory_not_equal(k + d_r, raw + width, d_r * sizeof *k);
+        free(k);
+        free(raw - (width - d_r));
+    }
+    st_close(&traced);
+    remove(path);
+    free(path);
+    case_close(&c);
+}
+
 /* Drafts and the logits of the last one, n of them behind the next token. */
 static double draft_error(const Case *c, size_t n, const char *tensor,
                           bool ids_too)
@@ -1065,7 +1097,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden), cmocka_unit_test(test_golden_drafts),
-        cmocka_unit_test(test_readings),
+        cmocka_unit_test(test_readings), cmocka_unit_test(test_positions),
         cmocka_unit_test(test_greedy_is_plain),
         cmocka_unit_test(test_ends_inside_a_draft),
         cmocka_unit_test(test_sink_refuses),
