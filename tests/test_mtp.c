@@ -417,7 +417,7 @@ static void test_caches_are_as_if_known(void **state)
 }
 
 /* A prompt after a text that was drafted, at any point of it, is as a new
- * one: mtp_rewind says from where on it has to run. */
+ * one, in every cache: mtp_rewind says from where on it has to run. */
 static void check_continued(const Task *t, Random *r, Said *text)
 {
     Session s;
@@ -450,6 +450,8 @@ static void check_continued(const Task *t, Random *r, Said *text)
     assert_int_equal(said.n, want.n);
     assert_memory_equal(said.ids, want.ids, want.n * sizeof *want.ids);
     assert_int_equal(said.pos, want.pos);
+    fresh.drafts = t->drafts;
+    check_caches(&fresh, &s, &mtp, &said);
     mtp_close(&mtp);
     session_close(&s);
 }
@@ -503,6 +505,49 @@ static void test_chunks_change_no_draft(void **state)
             session_close(&s);
         }
         free(logits);
+        model_free(&m);
+    }
+}
+
+/* q is what a draft was drawn from: one id with 1 if only the best is drafted,
+ * and ids are of the vocabulary that text is sampled from. */
+static void check_drawn(const Task *t, Random *r)
+{
+    Session s;
+    Mtp m;
+    Error err;
+    size_t V = t->model->config.vocab_size;
+    open_task(t, &s, &m);
+    must(mtp_prompt(&m, t->prompt, t->n, NULL, &err), &err);
+    must(mtp_draft(&m, (int32_t)random_between(r, 0, V - 1), t->drafts, &t->o,
+                   &err), &err);
+    for (size_t j = 0; j < t->drafts; j++) {
+        const float *q = m.q + j * V;
+        size_t n = 0, id = (size_t)m.ids[t->n + 1 + j];
+        assert_true(id < t->o.vocabulary && q[id] > 0);
+        for (size_t i = 0; i < t->o.vocabulary; i++)
+            n += q[i] > 0;
+        assert_int_equal(n, t->best ? 1 : t->o.vocabulary);
+        if (t->best && j + 1 == t->drafts)
+            assert_int_equal(id, argmax(session_logits(&s, 0),
+                                        t->o.vocabulary));
+    }
+    mtp_close(&m);
+    session_close(&s);
+}
+
+static void test_drawn_from_q(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (int i = 0; i < 200; i++) {
+        Model m = model_of(random_config(&r), &r, random_noise(&r));
+        Task t = random_task(&m, &r);
+        t.drafts = random_between(&r, 1, 6);
+        t.best = i % 2;
+        t.o.sampler.temperature = 4;
+        t.session.ctx = t.n + 8;
+        check_drawn(&t, &r);
         model_free(&m);
     }
 }
@@ -935,6 +980,21 @@ static void test_seed_decides(void **state)
 
 /* Figures ---------------------------------------------------------------- */
 
+/* A plain step's pass reads K_r experts a layer; one over K drafts and the
+ * token before reads as many at least, and not more than all can pick. */
+static void check_experts(const Model *m, const MtpStats *d, size_t K)
+{
+    const Config *c = &m->config;
+    size_t layers = 0, each = c->num_experts_per_tok, most = each * (K + 1);
+    for (size_t l = 0; l < c->num_hidden_layers; l++)
+        layers += m->layers[l].is_moe;
+    if (most > c->n_routed_experts)
+        most = c->n_routed_experts;
+    assert_int_equal(d->plain_experts, d->plain_steps * layers * each);
+    assert_in_range(d->step_experts, d->steps * layers * each,
+                    d->steps * layers * most);
+}
+
 /* Where the next token follows from the last, every draft is accepted, and a
  * step gives K+1 tokens; one step of 16 is plain. */
 static void test_all_accepted(void **state)
@@ -962,8 +1022,37 @@ static void test_all_accepted(void **state)
         }
         assert_true(d->draft_seconds >= 0 && d->step_seconds > 0
                     && d->plain_seconds > 0);
+        check_experts(&m, d, K);
         model_free(&m);
     }
+}
+
+/* No draft is made that -n has no room for: of 2 new tokens none, of 3 one;
+ * and every 16th step is plain. */
+static void test_steps(void **state)
+{
+    Random r = test_random();
+    Config c = random_config(&r);
+    (void)state;
+    c.mtp_hidden_first = c.mtp_zero_first = false;
+    c.vocab_size = 20;
+    Model m = model_of(c, &r, 0);
+    Task t = random_task(&m, &r);
+    t.drafts = 4;
+    t.session.ctx = MOST;
+    t.o.vocabulary = 20;
+    for (t.o.n = 2; t.o.n < 5; t.o.n++) {
+        Said said = run_task(&t, (Said){.n = 0});
+        assert_int_equal(said.drafted.tried[0], t.o.n > 2);
+        assert_int_equal(said.drafted.tried[1], t.o.n > 3);
+        assert_int_equal(said.drafted.steps, 0);
+    }
+    t.drafts = 1;
+    t.o.n = 1 + 2 + 1 + 15 * 2 + 1;
+    Said said = run_task(&t, (Said){.n = 0});
+    assert_int_equal(said.drafted.plain_steps, 2);
+    assert_int_equal(said.drafted.steps, 16);
+    model_free(&m);
 }
 
 /* A token reads K experts a layer; several read the union of theirs. */
@@ -1104,11 +1193,13 @@ int main(void)
         cmocka_unit_test(test_caches_are_as_if_known),
         cmocka_unit_test(test_continued),
         cmocka_unit_test(test_chunks_change_no_draft),
+        cmocka_unit_test(test_drawn_from_q),
         cmocka_unit_test(test_one_step_gives_p),
         cmocka_unit_test(test_edges_of_the_rule),
         cmocka_unit_test(test_sampled_text),
         cmocka_unit_test(test_seed_decides),
         cmocka_unit_test(test_all_accepted),
+        cmocka_unit_test(test_steps),
         cmocka_unit_test(test_experts_are_counted),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_second_is_missing),
