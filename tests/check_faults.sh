@@ -104,6 +104,8 @@ try generate generate "$model" --ids 1,2,3 --print-ids -n 4 --temp 0.8
 try trace trace "$model" --ids 1,2,3 -o old --force --only 'model.l*.mlp*'
 try trace-new trace "$fp8" --ids 1,2,3 -o new --only logits
 try init init "$small/config.json" -o new --dtype fp8
+try quantize quantize "$fp8" -o new --to bf16
+try quantize-text quantize "$tiny" -o new --scale-fmt ue8m0
 try tokenize tokenize "$words" "$PWD/README.md"
 try diff diff "$model/golden/golden.safetensors" \
     "$model/golden/golden.safetensors"
@@ -125,6 +127,8 @@ input=$root/input
 printf 'the sand\nand\n' >"$input"
 try eval-json eval "$tiny" - --ctx 9 --json
 try generate-text generate "$tiny" -p - -n 4
+try precision precision "$tiny" - -o new
+try formats fp8 formats "$tiny" -
 try chat chat "$tiny" --template v3 --system 'on land' -n 3
 printf '{"text": "the"}\n{"text": "and"}\n' >"$input"
 try tokenize-lines tokenize "$small" --jsonl --bos
