@@ -94,6 +94,18 @@ static void test_linear_domain(void **state)
         assert_int_equal(codes[i], wanted[i]);
 }
 
+/* Midway between two numbers to the last bit of a double, which is rare:
+ * found by search. */
+static void test_ties(void **state)
+{
+    const float x[3] = {0x1.30117ep-1f, 0x1.7d8fe4p+0f, 0x1.750716p+0f};
+    uint16_t codes[3];
+    LogTile tile;
+    (void)state;
+    logfmt_encode(codes, &tile, x, 3, 16);
+    assert_int_equal(codes[2], 31962);
+}
+
 static void check_one(const float *x, size_t n, int bits, const int *codes,
                       const float *back)
 {
@@ -126,6 +138,7 @@ static void test_edges(void **state)
     ONE(8, 1, LIST(-0x1p-149f), LIST(129), LIST(-0x1p-149f));
     ONE(8, 4, LIST(1, 0x1p-32f, -0x1p-40f, 1e-30f), LIST(127, 1, 129, 1),
         LIST(1, 0x1p-32f, -0x1p-32f, 0x1p-32f));
+    ONE(8, 2, LIST(1, -0x1p-40f), LIST(127, 129), LIST(1, -0x1p-32f));
     ONE(10, 3, LIST(1, 0x1p-31f, -1), LIST(511, 1, 1023),
         LIST(1, 0x1p-31f, -1));
     ONE(16, 2, LIST(FLT_MAX, -FLT_MAX / 2), LIST(32767, 32769),
@@ -248,14 +261,41 @@ static void test_e5m6_turns_without_loss(void **state)
     }
 }
 
+/* A tile's codes are those of x / scale, a division: at the middles of codes,
+ * where another rounding of the quotient shows. */
+static void check_division(const Known *k, float amax, bool ue8m0)
+{
+    float scale = format_scale(k->format, amax, ue8m0);
+    for (uint32_t code = 1; code < 4u << k->M; code++) {
+        double middle = (value_of(k, code) + value_of(k, code + 1)) / 2;
+        for (uint32_t step = 0; step < 5; step++) {
+            float near = (float)(middle * (double)scale);
+            float x[2] = {amax, f32_from_bits(f32_bits(near) + step - 2)};
+            uint16_t codes[2];
+            tile_encode(codes, &scale, x, 2, k->format, ue8m0);
+            assert_int_equal(codes[1], nearest(k, (double)(x[1] / scale)));
+        }
+    }
+}
+
+static void test_tiles_divide(void **state)
+{
+    Random random = test_random();
+    (void)state;
+    for (int i = 0; i < 60; i++)
+        check_division(&known[i % 3], 1 + random_uniform(&random), i / 3 % 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tiles), cmocka_unit_test(test_linear_domain),
+        cmocka_unit_test(test_ties),
         cmocka_unit_test(test_edges),
         cmocka_unit_test(test_codes_are_stable),
         cmocka_unit_test(test_storage_vectors),
         cmocka_unit_test(test_e5m6_turns_without_loss),
+        cmocka_unit_test(test_tiles_divide),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

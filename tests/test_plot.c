@@ -50,6 +50,8 @@ static void test_logarithmic(void **state)
 {
     const double x[] = {0, 1, 2, 3}, few[] = {0.03, 0.05, 0.1, 0.15};
     const double many[] = {1e-3, 1, 1e3, 1e9};
+    const double decade_and_a_half[] = {0.03, 0.05, 0.1, 0.9};
+    const double between_two[] = {1.2, 1.3, 1.4, 1.8};
     PlotLine line = {"line", x, few, 4, 0, 1};
     Plot p = plot_of(&line, 1, true);
     Text t = drawn(&p);
@@ -60,6 +62,16 @@ static void test_logarithmic(void **state)
     assert_non_null(strstr(t.text, "y=\"50.00\" text-anchor=\"end\">0.2<"));
     assert_non_null(strstr(t.text, "L413.33 141.73L"));
     assert_int_equal(times(&t, "dasharray=\"6 4\""), 2);
+    text_free(&t);
+    line.y = decade_and_a_half;
+    t = drawn(&p);
+    assert_non_null(strstr(t.text, ">0.02<"));
+    assert_non_null(strstr(t.text, ">0.5<"));
+    text_free(&t);
+    line.y = between_two;
+    t = drawn(&p);
+    assert_non_null(strstr(t.text, "y=\"368.00\" text-anchor=\"end\">1<"));
+    assert_non_null(strstr(t.text, "y=\"50.00\" text-anchor=\"end\">2<"));
     text_free(&t);
     line.y = many;
     t = drawn(&p);
@@ -73,6 +85,7 @@ static void test_logarithmic(void **state)
 static void test_gaps(void **state)
 {
     const double x[] = {0, 1, 2, 3, 4}, y[] = {1, NAN, 10, 0, 100};
+    const double none[] = {1, NAN, INFINITY, -INFINITY, 2};
     PlotLine line = {"line", x, y, 5, 0, 0};
     Plot p = plot_of(&line, 1, true);
     Text t = drawn(&p);
@@ -80,6 +93,12 @@ static void test_gaps(void **state)
     assert_int_equal(times(&t, "<circle"), 3);
     assert_non_null(strstr(t.text, "d=\"M80.00 364.00M330.00 205.00M580.00"
                                    " 46.00\""));
+    text_free(&t);
+    line.y = none;
+    p.y.log = false;
+    t = drawn(&p);
+    assert_int_equal(times(&t, "<circle"), 2);
+    assert_non_null(strstr(t.text, "d=\"M80.00 364.00M580.00 46.00\""));
     text_free(&t);
 }
 
@@ -116,6 +135,8 @@ static void test_text(void **state)
     (void)state;
     assert_non_null(strstr(a.text, ">a&lt;b&gt;&amp;&quot;c&quot;</text>"));
     assert_int_equal(times(&a, "h30"), 2);
+    assert_non_null(strstr(a.text, "M600.00 54.00h30"));
+    assert_non_null(strstr(a.text, "M600.00 74.00h30"));
     assert_int_equal(times(&a, "stroke-dasharray=\"2 3\""), 2);
     assert_int_equal(a.length, b.length);
     assert_memory_equal(a.text, b.text, a.length);
