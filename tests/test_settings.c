@@ -157,6 +157,27 @@ static void test_v3(void **state)
     settings_free(&s);
 }
 
+static void test_balance_of_a_step(void **state)
+{
+    (void)state;
+    TrainSettings s;
+    Error err;
+    Balance b;
+    must(read_text(&s, "{}", &err), &err);
+    set(&s, "balance.batch_wise=true");
+    set(&s, "balance.alpha=[{\"until\": 5, \"value\": 2}, {\"value\": 1}]");
+    set(&s, "balance.alpha2=3");
+    b = settings_balance(&s, 4);
+    assert_true(b.batch && !b.count_picks);
+    assert_true(b.alpha[BALANCE_SEQUENCE] == 2 && b.alpha[BALANCE_DEVICE] == 3);
+    set(&s, "balance.batch_wise=false");
+    set(&s, "balance.count_picks=true");
+    b = settings_balance(&s, 5);
+    assert_true(!b.batch && b.count_picks);
+    assert_true(b.alpha[BALANCE_SEQUENCE] == 1 && b.alpha[BALANCE_EXPERT] == 0);
+    settings_free(&s);
+}
+
 /* Any value at all, one after another, is as it was when it is read again. */
 static void write_and_read(const TrainSettings *s)
 {
@@ -575,6 +596,7 @@ int main(void)
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_v2),
         cmocka_unit_test(test_v3),
+        cmocka_unit_test(test_balance_of_a_step),
         cmocka_unit_test(test_write),
         cmocka_unit_test(test_write_keeps),
         cmocka_unit_test(test_example),
