@@ -1421,17 +1421,25 @@ static bool has_temp(const char *dir)
     return found;
 }
 
-/* Sends a signal as soon as that is so; it ends the program. */
-static void interrupt(const char *words, const char *dir, int number)
+/* The program, as soon as that is so. */
+static pid_t start_writing(const char *words, const char *dir, int out)
 {
     const struct timespec pause = {0, 500000};
-    int out = create("out"), names = temp_count("."), status;
     pid_t child = start(words, out);
+    int status;
     while (!has_temp(dir)) {
         if (waitpid(child, &status, WNOHANG) == child)
-            fail_msg("%s: ended before it was interrupted", words);
+            fail_msg("%s: ended before it wrote", words);
         nanosleep(&pause, NULL);
     }
+    return child;
+}
+
+/* Sends a signal then; it ends the program. */
+static void interrupt(const char *words, const char *dir, int number)
+{
+    int out = create("out"), names = temp_count("."), status;
+    pid_t child = start_writing(words, dir, out);
     kill(child, number);
     status = status_of(child);
     close(out);
@@ -1457,6 +1465,32 @@ static void interrupted_while_writing(void **state)
                   "big", ".", numbers[i]);
     }
     unlink("big.json");
+}
+
+/* What is written of a file that changes meanwhile is worth nothing, and
+ * replaces nothing. */
+static void a_model_that_changes_while_written(void **state)
+{
+    (void)state;
+    assert_int_equal(shell("rm -rf old source && cp -R fp8 old && cp -R "
+                           "data/../../models/stories source"), 0);
+    for (int forced = 0; forced < 2; forced++) {
+        int out = create("out"), names = temp_count(".");
+        pid_t child = forced
+            ? start_writing("quantize source -o old --force", "old", out)
+            : start_writing("quantize source -o big", "big", out);
+        assert_int_equal(shell("printf x >>source/model.safetensors"), 0);
+        assert_int_equal(status_of(child), 1 << 8);
+        close(out);
+        read_text("err", last.err, sizeof last.err);
+        assert_string_equal(last.err, "deepseek: source/model.safetensors: "
+                            "was changed while in use\n");
+        assert_int_equal(temp_count("."), names);
+        assert_int_equal(shell("diff -r old fp8 && rm -rf big && cp "
+                               "data/../../models/stories/model.safetensors "
+                               "source"), 0);
+        refused_cases++;
+    }
 }
 
 static long nanoseconds(void)
@@ -1527,6 +1561,7 @@ int main(void)
         cmocka_unit_test(a_file_that_changes),
         cmocka_unit_test(a_file_that_changes_behind_a_text),
         cmocka_unit_test(interrupted_while_writing),
+        cmocka_unit_test(a_model_that_changes_while_written),
         cmocka_unit_test(interrupted_at_random),
         cmocka_unit_test(how_many),
     };
