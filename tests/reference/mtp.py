@@ -125,35 +125,44 @@ def deeper(path, c, out):
     return {k: hf.torch.from_numpy(a) for k, a in w.items()}
 
 
-def torch_modules(path, c, ids):
-    """mtp.K.logits by torch: the formula in six lines, transformers' block."""
+def torch_states(model, w, c, t, h):
+    """The states of each module in turn, (B, T-k, d): the formula in six
+    lines, transformers' block. w: name -> tensor; t (B, T); h (B, T, d)."""
     torch, f, n = hf.torch, hf.torch.nn.functional, c['num_hidden_layers']
+    for k in range(1, c.get('num_nextn_predict_layers', 0) + 1):
+        p, rows = f'model.layers.{n + k - 1}.', t.shape[1] - k
+
+        def norm(x, name, p=p):
+            return f.rms_norm(x, x.shape[-1:], w[p + name + '.weight'],
+                              c['rms_norm_eps'])
+        e = f.embedding(t[:, k:], table(w, c, p + 'embed_tokens.weight',
+                                        'model.embed_tokens.weight'))
+        x = torch.cat([norm(e, 'enorm'), norm(h[:, :rows], 'hnorm')], -1)
+        x = f.linear(x, w[p + 'eh_proj.weight'])
+        mask = torch.full((rows, rows), -torch.inf, dtype=x.dtype).triu(1)
+        place = torch.arange(rows)[None]
+        x = model.model.layers[n + k - 1](
+            x, attention_mask=mask[None, None], position_ids=place,
+            position_embeddings=model.model.rotary_emb(x, place))
+        h = norm(x, 'shared_head.norm')
+        yield h
+
+
+def torch_modules(path, c, ids):
+    """mtp.K.logits by torch."""
+    torch, n, out = hf.torch, c['num_hidden_layers'], {}
     with tempfile.TemporaryDirectory() as tmp, hf.in_double(), torch.no_grad():
         w = deeper(path, c, tmp)
         model = hf.load(tmp)
         hf.exact_frequencies(model)
         model.config.num_hidden_layers = n
         t = torch.tensor(np.asarray(ids, np.int64)[None])
-        h, out = model.model(t).last_hidden_state, {}
-        for k in range(1, c['num_nextn_predict_layers'] + 1):
-            p, rows = f'model.layers.{n + k - 1}.', len(ids) - k
-
-            def norm(x, name, p=p):
-                return f.rms_norm(x, x.shape[-1:], w[p + name + '.weight'],
-                                  c['rms_norm_eps'])
-            e = f.embedding(t[:, k:], table(w, c, p + 'embed_tokens.weight',
-                                            'model.embed_tokens.weight'))
-            x = torch.cat([norm(e, 'enorm'), norm(h[:, :rows], 'hnorm')], -1)
-            x = f.linear(x, w[p + 'eh_proj.weight'])
-            mask = torch.full((rows, rows), -torch.inf).double().triu(1)
-            place = torch.arange(rows)[None]
-            x = model.model.layers[n + k - 1](
-                x, attention_mask=mask[None, None], position_ids=place,
-                position_embeddings=model.model.rotary_emb(x, place))
-            h = norm(x, 'shared_head.norm')
-            out[f'mtp.{k}.logits'] = f.linear(h, table(
-                w, c, p + 'shared_head.head.weight',
-                head_name(c)))[0].numpy()
+        h = model.model(t).last_hidden_state
+        for k, x in enumerate(torch_states(model, w, c, t, h), 1):
+            head = table(w, c, f'model.layers.{n + k - 1}.shared_head.head'
+                         '.weight', head_name(c))
+            out[f'mtp.{k}.logits'] = torch.nn.functional.linear(
+                x, head)[0].numpy()
     return out
 
 
