@@ -10,6 +10,7 @@
  * nothing of batches, nor of what is learnt. */
 #include "deepseek.h"
 
+#include "base/hash.h"
 #include "base/unicode.h"
 
 #include <inttypes.h>
@@ -152,9 +153,7 @@ int tokenizer_hash(const char *dir, uint64_t *hash, Error *err)
     File file = {0};
     char *path = path_join(dir, "tokenizer.json", err);
     int status = path == NULL ? -1 : file_open(&file, path, err);
-    *hash = 0xcbf29ce484222325;
-    for (size_t i = 0; status == 0 && i < file.size; i++)
-        *hash = (*hash ^ file.data[i]) * 0x100000001b3;
+    *hash = hash_bytes(HASH_START, file.data, file.size);
     file_close(&file);
     free(path);
     return status;

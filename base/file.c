@@ -23,6 +23,7 @@
 #include <string.h>
 
 #ifdef HAVE_POSIX
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -145,6 +146,44 @@ static int sync_stream(FILE *stream)
 static int rename_over(const char *from, const char *to)
 {
     return rename(from, to);
+}
+
+/* The names in a directory are on the disk too. */
+static int sync_dir(const char *path)
+{
+    int fd = open(path, O_RDONLY);
+    if (fd < 0)
+        return -1;
+    int rc = fsync(fd) == 0 || errno == EINVAL ? 0 : -1;
+    close(fd);
+    return rc;
+}
+
+int dir_each(const char *path, EachName *each, void *context, Error *err)
+{
+    errno = 0;
+    DIR *dir = opendir(path);
+    int rc = 0;
+    if (dir == NULL)
+        return fail_to("list", path, err);
+    while (rc == 0) {
+        errno = 0;
+        const struct dirent *entry = readdir(dir);
+        if (entry == NULL) {
+            rc = errno != 0 ? fail_to("list", path, err) : 0;
+            break;
+        }
+        if (strcmp(entry->d_name, ".") != 0
+            && strcmp(entry->d_name, "..") != 0)
+            rc = each(context, entry->d_name, err);
+    }
+    closedir(dir);
+    return rc;
+}
+
+static int system_rmdir(const char *path)
+{
+    return rmdir(path);
 }
 
 /* A file, or a directory if it is empty. */
@@ -281,6 +320,25 @@ static int rename_over(const char *from, const char *to)
     if (rename(from, to) == 0)
         return 0;
     return remove(to) == 0 ? rename(from, to) : -1;
+}
+
+static int sync_dir(const char *path)
+{
+    (void)path;
+    return 0;
+}
+
+int dir_each(const char *path, EachName *each, void *context, Error *err)
+{
+    (void)each;
+    (void)context;
+    return fail(err, "%s: this program was built without a way to list a "
+                "directory", path);
+}
+
+static int system_rmdir(const char *path)
+{
+    return remove(path);
 }
 
 static void remove_temp(const char *path)
@@ -635,4 +693,61 @@ int make_dir(const char *path, Error *err)
     if (path_is_dir(path) || system_mkdir(path) == 0)
         return 0;
     return fail_to("make this directory", path, err);
+}
+
+static int remove_named(void *dir, const char *name, Error *err)
+{
+    char *path = path_join(dir, name, err);
+    if (path == NULL)
+        return -1;
+    errno = 0;
+    int rc = remove(path) == 0 ? 0 : fail_to("remove", path, err);
+    free(path);
+    return rc;
+}
+
+int dir_remove(const char *path, Error *err)
+{
+    if (dir_each(path, remove_named, (void *)(uintptr_t)path, err) != 0)
+        return -1;
+    errno = 0;
+    return system_rmdir(path) == 0 ? 0 : fail_to("remove", path, err);
+}
+
+/* The directory that a path is in, to be freed. */
+static char *parent_of(const char *path, Error *err)
+{
+    const char *slash = strrchr(path, '/');
+    size_t n = slash == NULL ? 0 : (size_t)(slash - path) + 1;
+    char *parent = allocate(n + 2, 1, path, err);
+    if (parent != NULL)
+        memcpy(parent, n > 0 ? path : ".", n > 0 ? n : 1);
+    return parent;
+}
+
+int dir_commit(const char *temp, const char *path, Error *err)
+{
+    char *parent = parent_of(path, err);
+    int rc = -1;
+    errno = 0;
+    if (parent == NULL)
+        return -1;
+    if (path_exists(path))
+        fail(err, "%s: exists already", path);
+    else if (sync_dir(temp) != 0)
+        fail_to("write", temp, err);
+    else if (rename(temp, path) != 0)
+        fail_to("rename to this", path, err);
+    else
+        rc = sync_dir(parent) == 0 ? 0 : fail_to("write", parent, err);
+    free(parent);
+    return rc;
+}
+
+int file_sync(FILE *stream, const char *path, Error *err)
+{
+    errno = 0;
+    if (!ferror(stream) && fflush(stream) == 0 && sync_stream(stream) == 0)
+        return 0;
+    return fail_to("write", path, err);
 }

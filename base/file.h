@@ -72,5 +72,18 @@ bool path_is_dir(const char *path);
 char *path_join(const char *dir, const char *name, Error *err);
 /* Makes one directory; an existing one is fine. */
 int make_dir(const char *path, Error *err);
+/* Calls each() for every name in a directory but "." and "..", in no order,
+ * until it returns anything but 0, which is the result. An error where the
+ * system has no such list. each() may rename or remove what it is called for.
+ */
+typedef int EachName(void *context, const char *name, Error *err);
+int dir_each(const char *path, EachName *each, void *context, Error *err);
+/* Removes a directory and the files in it; refuses one with directories. */
+int dir_remove(const char *path, Error *err);
+/* The temporary directory gets its name, which nothing may have yet, when all
+ * that is in it is on the disk. */
+int dir_commit(const char *temp, const char *path, Error *err);
+/* What was written to the stream is on the disk. */
+int file_sync(FILE *stream, const char *path, Error *err);
 
 #endif

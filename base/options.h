@@ -24,7 +24,7 @@ typedef enum {
     OPTION_LIST     /* OptionList: may be given again */
 } OptionKind;
 
-enum { OPTION_LIST_MAX = 8 };
+enum { OPTION_LIST_MAX = 32 };
 
 typedef struct {
     const char *text[OPTION_LIST_MAX];

@@ -65,34 +65,51 @@ void progress_begin(Progress *p, const char *what)
 {
     p->what = what;
     p->start = p->shown = os_seconds();
-    p->visible = false;
+    p->width = 0;
 }
 
 static bool is_due(const Progress *p, double now)
 {
     return p->what && now - p->start >= 1
-           && (!p->visible || now - p->shown >= 0.1);
+           && (p->width == 0 || now - p->shown >= 0.1)
+           && os_is_terminal(stderr);
+}
+
+/* Blanks cover what is left of a longer line before. */
+static void show(Progress *p, const char *text, double now)
+{
+    int width = (int)strlen(text);
+    int rest = p->width > width ? p->width - width : 0;
+    fprintf(stderr, "\r%s%*s", text, rest, "");
+    fflush(stderr);
+    p->shown = now;
+    p->width = width + rest;
 }
 
 void progress_show(Progress *p, double done, double total)
 {
+    char text[256];
     double now = os_seconds();
-    if (!is_due(p, now) || !os_is_terminal(stderr))
+    if (!is_due(p, now))
         return;
     double part = total > 0 ? done / total : 0;
     int percent = part >= 1 ? 100 : part > 0 ? (int)(100 * part) : 0;
-    fprintf(stderr, "\r%s %d %%", p->what, percent);
-    fflush(stderr);
-    p->shown = now;
-    p->visible = true;
+    snprintf(text, sizeof text, "%s %d %%", p->what, percent);
+    show(p, text, now);
+}
+
+void progress_text(Progress *p, const char *text)
+{
+    double now = os_seconds();
+    if (is_due(p, now))
+        show(p, text, now);
 }
 
 void progress_end(Progress *p)
 {
-    if (!p->visible)
+    if (p->width == 0)
         return;
-    int width = (int)strlen(p->what) + (int)sizeof " 100 %" - 1;
-    fprintf(stderr, "\r%*s\r", width, "");
+    fprintf(stderr, "\r%*s\r", p->width, "");
     fflush(stderr);
-    p->visible = false;
+    p->width = 0;
 }

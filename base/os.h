@@ -15,11 +15,13 @@ bool os_is_terminal(FILE *stream);
 typedef struct {
     const char *what;
     double start, shown; /* seconds; shown: of the last update */
-    bool visible;
+    int width;           /* of what is visible; 0: nothing is */
 } Progress;
 
 void progress_begin(Progress *p, const char *what);
 void progress_show(Progress *p, double done, double total);
+/* The same with any text of one line instead. */
+void progress_text(Progress *p, const char *text);
 void progress_end(Progress *p); /* wipes the line */
 
 #endif

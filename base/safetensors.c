@@ -619,6 +619,27 @@ const StTensor *st_find(const Safetensors *st, const char *name)
                    name_against);
 }
 
+int st_metadata(const Safetensors *st, const char *key, char *out, size_t cap,
+                Error *err)
+{
+    const File *file = &st->files[0];
+    const char *path = st->paths[0];
+    size_t length = 0;
+    Json json;
+    if (header_length(file, path, &length, err) != 0
+        || json_parse(&json, path, (const char *)file->data + 8, length, err)
+           != 0)
+        return -1;
+    const JsonNode *metadata = json_get(&json, json.nodes, "__metadata__");
+    const JsonNode *value = metadata == NULL ? NULL
+                          : json_get(&json, metadata, key);
+    int rc = value != NULL && json_string(&json, value, out, cap) >= 0
+           ? 0 : fail(err, "%s: metadata: wanted a short text for " NAME,
+                      path, key);
+    json_free(&json);
+    return rc;
+}
+
 void st_order(const Safetensors *st, const StTensor **order)
 {
     for (size_t i = 0; i < st->n_tensors; i++)

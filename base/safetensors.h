@@ -44,6 +44,10 @@ typedef struct {
  * every tensor must lie in the file that the index says). */
 int st_open(Safetensors *st, const char *path, Error *err);
 void st_close(Safetensors *st);
+/* The text of a key of the first file's metadata into out (capacity cap); an
+ * error where it is absent or longer. */
+int st_metadata(const Safetensors *st, const char *key, char *out, size_t cap,
+                Error *err);
 const StTensor *st_find(const Safetensors *st, const char *name);
 /* Tensors in the order of their data, as they were written: by file, then by
  * offset. Sorts an array of n_tensors pointers. */

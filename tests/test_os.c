@@ -105,7 +105,7 @@ static void test_progress_terminal(void **state)
         skip(); /* no terminals here */
     assert_int_equal(show(slave, master, 0, 3, text, sizeof text), 0);
     show(slave, master, 10, 3, text, sizeof text);
-    assert_string_equal(text, "\rwork 37 %\r          \r");
+    assert_string_equal(text, "\rwork 37 %\r         \r");
     show(slave, master, 10, 80, text, sizeof text);
     assert_string_equal(text, "\rwork 100 %\r          \r");
     close(slave);
