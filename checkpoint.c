@@ -3,8 +3,8 @@
  * A directory is a Hugging Face one: model.safetensors, config.json,
  * generation_config.json, and the tokenizer's files copied along. The walk of
  * model.c says which tensors there are. A source fills them, F8_BLOCK rows at
- * a time: random numbers (model_init) or another model (model_quantize); each
- * strip is encoded for the file and written.
+ * a time: random numbers (model_init), another model (model_quantize) or one in
+ * memory (model_save); each strip is encoded for the file and written.
  *
  * Invariants: a drawn tensor depends on its name and the seed alone. Memory
  * does not grow with the model. A directory is whole or not there: an error
@@ -14,6 +14,7 @@
  * its scales (fp8.c). */
 #include "deepseek.h"
 
+#include "base/hash.h"
 #include "base/os.h"
 
 #include <math.h>
@@ -46,6 +47,8 @@ struct Draft {
     float *values;       /* F8_BLOCK rows of the widest tensor */
     void *coded;         /* the same, converted */
     float *scales;       /* of the weight just written */
+    ModelPart *part;     /* one file more, or NULL */
+    void *context;
     double done, total;  /* elements */
     Progress progress;
 };
@@ -64,6 +67,19 @@ static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
     d->infos[d->n++] = *info;
 }
 
+/* A module's copy of embedding or head, where a model in memory has none of
+ * its own (model_zeros). */
+static void find_shared(const Draft *d, TensorInfo *info)
+{
+    Model *m = d->model;
+    if (!m || !m->copied || !info->mtp || info->slot->data)
+        return;
+    if (info->kind == TENSOR_EMBED)
+        info->slot = &m->embed_tokens;
+    if (info->kind == TENSOR_HEAD)
+        info->slot = &m->lm_head;
+}
+
 /* Two passes: the first counts, the second fills the specs. */
 static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
 {
@@ -73,6 +89,7 @@ static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
         DType dtype = tensor_dtype(&info, d->dtype);
         size_t grid = fp8_blocks(info.rows) * fp8_blocks(info.cols);
         bool f8 = dtype == DT_F8_E4M3;
+        find_shared(d, &info);
         if (d->model && !info.slot->data)
             continue;    /* of an MTP layer that is not there */
         *n += f8 ? 2 : 1;
@@ -120,14 +137,11 @@ static void draft_close(Draft *d)
 static Random stream_of(const TensorInfo *info, uint64_t seed)
 {
     const char *name = info->name;
-    uint64_t hash = 14695981039346656037u;
     if (info->mtp && info->kind == TENSOR_EMBED)
         name = "model.embed_tokens.weight";
     if (info->mtp && info->kind == TENSOR_HEAD)
         name = "lm_head.weight";
-    for (; *name; name++)
-        hash = (hash ^ (unsigned char)*name) * 1099511628211u;
-    return random_seeded(hash ^ seed);
+    return random_seeded(hash_bytes(HASH_START, name, strlen(name)) ^ seed);
 }
 
 static int draw(Draft *d, const TensorInfo *info, size_t r, size_t rows,
@@ -172,18 +186,28 @@ static void row_to_odd(float *x, const Matrix *w, size_t r)
     }
 }
 
-/* Numbers from the middle between BF16's greatest and the next on would become
- * infinite. */
+/* What a tensor's numbers must be below so that none becomes infinite: the
+ * middle between the greatest and the next on. */
+static float limit_of(DType dtype)
+{
+    return dtype == DT_F32 ? INFINITY
+           : dtype == DT_F16 ? 0x1.ffep15f : 0x1.ffp127f;
+}
+
 static int check_row(const Draft *d, const TensorInfo *info, size_t r,
                      const float *x, Error *err)
 {
+    float limit = limit_of(d->dtype);
+    const StTensor *t = st_find(&d->model->files, info->name);
     for (size_t k = 0; k < info->cols; k++)
-        if (!(fabsf(x[k]) < 0x1.ffp127f))
+        if (!(fabsf(x[k]) < limit))
             return fail(err, "%s: %s: element (%zu, %zu) is %g, wanted a"
-                        " finite BF16 number", d->model->files.paths[
-                            st_find(&d->model->files, info->name)->file],
+                        " finite %s number",
+                        t ? d->model->files.paths[t->file] : "a model in memory",
                         info->name, r, k,
-                        isnan(x[k]) ? (double)NAN : (double)x[k]);
+                        isnan(x[k]) ? (double)NAN : (double)x[k],
+                        dtype_name(d->dtype == DT_F8_E4M3 ? DT_BF16
+                                                          : d->dtype));
     return 0;
 }
 
@@ -307,9 +331,11 @@ static int copy_beside(const char *config_path, const char *name,
 
 static const char *const names[] = {
     "model.safetensors", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    "training.safetensors"};
 
-enum { FILES = sizeof names / sizeof *names };
+/* Those that lie beside a config and are copied: from COPIED up to PART. */
+enum { COPIED = 3, PART = 6, FILES = sizeof names / sizeof *names };
 
 /* Every file's path, none of them a directory; without force none of them may
  * exist. Known before the first is replaced. */
@@ -361,8 +387,10 @@ static int write_directory(Draft *d, const char *dir, bool force, Error *err)
     if (!failed && !(failed = make_dir(dir, err))) {
         failed = write_weights(d, paths[0], force, err)
                  || write_configs(d, paths, force, err);
-        for (int i = 3; i < FILES && !failed; i++)
+        for (int i = COPIED; i < PART && !failed; i++)
             failed = copy_beside(d->from, names[i], paths[i], force, err);
+        if (d->part && !failed)
+            failed = d->part(d->context, paths[PART], err);
         for (int i = 0; i < FILES && failed && !force; i++)
             remove(paths[i]);  /* none was there before */
         if (failed && !existed)
@@ -394,4 +422,28 @@ int model_quantize(const Model *m, const char *from, const char *dir,
     int failed = config ? write_directory(&d, dir, force, err) : -1;
     free(config);
     return failed;
+}
+
+int model_save(const Model *m, const char *config_path, const char *dir,
+               DType dtype, ModelPart *part, void *context, Error *err)
+{
+    Model copy = *m;
+    Draft d = {.config = &copy.config, .from = config_path,
+               .source = read_rows, .dtype = dtype,
+               .ue8m0 = copy.config.scale_fmt_ue8m0, .model = &copy,
+               .part = part, .context = context};
+    return write_directory(&d, dir, false, err);
+}
+
+int model_copy_texts(const char *config_path, const char *dir, Error *err)
+{
+    for (int i = COPIED - 1; i < PART; i++) {
+        char *path = path_join(dir, names[i], err);
+        int failed = !path || copy_beside(config_path, names[i], path, true,
+                                          err);
+        free(path);
+        if (failed)
+            return -1;
+    }
+    return 0;
 }

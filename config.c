@@ -689,6 +689,41 @@ int config_write(const Config *c, DType dtype, const char *path, bool force,
     return write_text(path, force, &t, err);
 }
 
+/* A line without the blanks before it and the comma at its end. */
+static size_t trim(const char **line, size_t n)
+{
+    for (; n > 0 && **line == ' '; n--)
+        (*line)++;
+    return n > 0 && (*line)[n - 1] == ',' ? n - 1 : n;
+}
+
+int config_same(const Config *c, const char *where, const Config *was,
+                const char *where_was, Error *err)
+{
+    Text a = {0}, b = {0};
+    int status = 0;
+    add_config(&a, was, DT_F32);
+    add_config(&b, c, DT_F32);
+    if (a.failed || b.failed)
+        status = fail(err, "%s: out of memory", where);
+    const char *x = a.text, *y = b.text;
+    while (status == 0 && *x && *y) {
+        size_t n = strcspn(x, "\n"), m = strcspn(y, "\n");
+        if (n != m || memcmp(x, y, n) != 0) {
+            n = trim(&x, n);
+            m = trim(&y, m);
+            status = fail(err, "%s: wanted %.*s, as %s has, found %.*s",
+                          where, (int)n, x, where_was, (int)m, y);
+            break;
+        }
+        x += n + 1;
+        y += m + 1;
+    }
+    text_free(&a);
+    text_free(&b);
+    return status;
+}
+
 /* The members as they stand, but for those that say how weights are stored. */
 static void copy_members(Text *t, const Json *json)
 {

@@ -102,6 +102,10 @@ int config_copy(const char *from, DType dtype, bool ue8m0, const char *path,
 /* Writes generation_config.json: BOS, EOS, greedy. */
 int config_write_generation(const Config *c, const char *path, bool force,
                             Error *err);
+/* That c is what `was` is but for how weights are stored; else a message with
+ * the first key that is not. */
+int config_same(const Config *c, const char *where, const Config *was,
+                const char *where_was, Error *err);
 /* Checks that the sizes fit one another; config_read has called it. */
 int config_check(const Config *c, const char *where, Error *err);
 /* NAME=VALUE of docs/disputes.md. */
@@ -235,6 +239,16 @@ int model_init(const Config *c, const char *config_path, const char *dir,
  * whatever the model's size. */
 int model_quantize(const Model *m, const char *from, const char *dir,
                    bool force, DType dtype, bool ue8m0, Error *err);
+/* A new directory with the weights of a model in memory (model_zeros), MTP
+ * modules with their copies of embedding and head, and what lies beside the
+ * config.json at config_path. part, or NULL, writes one file more,
+ * training.safetensors, so that all are there or none. */
+typedef int ModelPart(void *context, const char *path, Error *err);
+int model_save(const Model *m, const char *config_path, const char *dir,
+               DType dtype, ModelPart *part, void *context, Error *err);
+/* Copies generation_config.json and the tokenizer's files, those there are,
+ * from beside a config.json, or the directory that holds one. */
+int model_copy_texts(const char *config_path, const char *dir, Error *err);
 
 /* rope.c: decoupled RoPE and YaRN ------------- V2 §2.1.3, §3.1.4; V3 §4.3 */
 
@@ -1224,6 +1238,13 @@ int settings_check(const TrainSettings *s, const Config *c,
 int settings_write(const TrainSettings *s, const char *path, bool force,
                    Error *err);
 void settings_free(TrainSettings *s);
+/* That a run with settings `was` can go on with s; else a message with the
+ * first that must not change. */
+int settings_same(const TrainSettings *s, const char *where,
+                  const TrainSettings *was, const char *where_was,
+                  Error *err);
+/* Of those that must not change. */
+int settings_hash(const TrainSettings *s, uint64_t *hash, Error *err);
 /* The losses of a step that begins with so many tokens seen. */
 Balance settings_balance(const TrainSettings *s, uint64_t tokens);
 
@@ -1273,5 +1294,30 @@ int train_step(Trainer *t, NextSequence *next, void *context, StepReport *r,
 /* Losses of n sequences; changes nothing. */
 int train_evaluate(Trainer *t, NextSequence *next, void *context, size_t n,
                    LossSums *losses, Error *err);
+
+/* train_state.c: directories that training goes on from ------------------- */
+
+/* Where a run stands in its data. */
+typedef struct {
+    DataPosition at;
+    uint64_t hash;          /* tells the data from others */
+} TrainPlace;
+
+/* Writes run/step-00000250: a model directory by model_save, with
+ * training.safetensors, all of it under a temporary name until it is on the
+ * disk. run/config.json says how weights are stored. */
+int state_save(const Trainer *t, const TrainPlace *place, const char *run,
+               Error *err);
+/* Opens a Trainer where such a directory stands. c, s and place->hash must be
+ * those of then. */
+int state_load(Trainer *t, TrainPlace *place, const char *dir,
+               const Config *c, const TrainSettings *s, Error *err);
+/* The latest one's path, to be freed; *dir NULL: there is none. */
+int state_newest(const char *run, char **dir, Error *err);
+/* Removes all but the `keep` latest, and what killed runs left half-written. */
+int state_prune(const char *run, uint64_t keep, Error *err);
+/* Each gradient as NAME.grad, F32. */
+int state_write_grads(const Trainer *t, const char *path, bool force,
+                      Error *err);
 
 #endif

@@ -13,6 +13,7 @@
 #include "deepseek.h"
 
 #include "base/document.h"
+#include "base/hash.h"
 #include "base/unicode.h"
 
 #include <inttypes.h>
@@ -680,4 +681,55 @@ Balance settings_balance(const TrainSettings *s, uint64_t tokens)
     for (int kind = 0; kind < BALANCE_LOSSES; kind++)
         b.alpha[kind] = schedule_value(&s->alpha[kind], tokens);
     return b;
+}
+
+/* Going on with a run ----------------------------------------------------- */
+
+/* What changes no number that is learnt before total_tokens are reached. The
+ * data may move: what they hold is checked elsewhere. */
+static const char *const may_change[] = {
+    "data", "eval_data", "total_tokens", "recompute", "log_every",
+    "eval_every", "eval_sequences", "checkpoint_every", "keep_checkpoints"};
+
+static bool is_fixed(const Setting *row)
+{
+    for (size_t i = 0; i < LENGTH(may_change); i++)
+        if (strcmp(row->key, may_change[i]) == 0)
+            return false;
+    return true;
+}
+
+int settings_same(const TrainSettings *s, const char *where,
+                  const TrainSettings *was, const char *where_was, Error *err)
+{
+    int status = 0;
+    for (size_t i = 0; status == 0 && i < LENGTH(settings); i++) {
+        Text a = {0}, b = {0};
+        add_value(&a, &settings[i], was);
+        add_value(&b, &settings[i], s);
+        if (a.failed || b.failed)
+            status = fail(err, "%s: out of memory", where);
+        else if (is_fixed(&settings[i]) && strcmp(a.text, b.text) != 0)
+            status = fail(err, "%s: %s: wanted %.200s, as %s has, found"
+                          " %.200s", where, settings[i].key, a.text,
+                          where_was, b.text);
+        text_free(&a);
+        text_free(&b);
+    }
+    return status;
+}
+
+int settings_hash(const TrainSettings *s, uint64_t *hash, Error *err)
+{
+    Text t = {0};
+    for (size_t i = 0; i < LENGTH(settings); i++)
+        if (is_fixed(&settings[i])) {
+            text_printf(&t, "%s=", settings[i].key);
+            add_value(&t, &settings[i], s);
+            text_printf(&t, "\n");
+        }
+    *hash = hash_bytes(HASH_START, t.text, t.length);
+    int status = t.failed ? fail(err, "out of memory") : 0;
+    text_free(&t);
+    return status;
 }
