@@ -16,7 +16,8 @@
 #
 # Numbers of equations: V2 (1)-(47), V3 (1)-(28), YaRN (1)-(22).
 # Those that must stand: in mla.c V2 (1)-(19), (37)-(47) and V3 (1)-(11), in
-# moe.c V2 (20)-(22) and V3 (12)-(16), in mtp.c V3 (21)-(23).
+# moe.c V2 (20)-(22) and V3 (12)-(16), in balance.c V2 (23)-(31) and V3
+# (17)-(20), in mtp.c V3 (21)-(23).
 list=
 [ "$1" = -l ] && list=1 && shift
 cd "${1:-$(dirname "$0")/..}" || exit 1
@@ -28,6 +29,8 @@ BEGIN {
     want("mla.c", "V2", 37, 47)
     want("mla.c", "V3", 1, 11)
     want("moe.c", "V2", 20, 22)
+    want("balance.c", "V2", 23, 31)
+    want("balance.c", "V3", 17, 20)
     want("moe.c", "V3", 12, 16)
     want("mtp.c", "V3", 21, 23)
 }
