@@ -110,6 +110,19 @@ static const Option options[O_COUNT] = {
     [O_ONLY_HELD_OUT] = {"--only-held-out", OPTION_FLAG, AT(only_held_out),
         NULL, 0, 0,
         "write what --held-out leaves out, and nothing else"},
+    [O_SET] = {"--set", OPTION_LIST, AT(set), "KEY=VALUE", 0, 0,
+        "another value for a setting of train.json, as in "
+        "--set adamw.beta2=0.99"},
+    [O_RESUME] = {"--resume", OPTION_FLAG, AT(resume), NULL, 0, 0,
+        "go on with the run from its latest checkpoint"},
+    [O_FROM] = {"--from", OPTION_TEXT, AT(from), "DIR", 0, 0,
+        "begin with the weights of this model instead of random ones"},
+    [O_IDS_FILE] = {"--ids-file", OPTION_TEXT, AT(ids_file), "FILE", 0, 0,
+        "sequences of sequence_length + 1 ids, one a line, taken in order, "
+        "instead of data"},
+    [O_DUMP_GRADS] = {"--dump-grads", OPTION_TEXT, AT(dump_grads), "FILE", 0,
+        0, "write the gradients of the first step, each as NAME.grad, and "
+        "end"},
     [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,
         "print JSON"},
 };
@@ -281,6 +294,32 @@ static const Command commands[] = {
         "docs/data.md describes the file. Memory follows the longest "
         "document.",
      .run = run_prepare},
+    {.name = "train", .operands = "config.json train.json", .least = 2,
+     .most = 2,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_SET) | BIT(O_RESUME) |
+                BIT(O_FROM) | BIT(O_IDS_FILE) | BIT(O_DUMP_GRADS),
+     .wanted = BIT(O_OUTPUT) | BIT(O_DUMP_GRADS),
+     .summary = "train a model",
+     .text =
+        "Trains a model of this config as train.json says (docs/train.json "
+        "has every setting) into a new directory -o: settings, log.jsonl and "
+        "checkpoints step-N, which are model directories. ^C writes a "
+        "checkpoint and ends, with exit status 1; a second ^C ends at once. "
+        "However a run has ended, --resume takes it from its latest "
+        "checkpoint to the same bits; config and settings have to be those of "
+        "before, except total_tokens, paths, recompute and what counts steps "
+        "from one log line, evaluation or checkpoint to the next.\n"
+        "With --dump-grads, which wants --from, nothing is trained: the "
+        "gradients of the first step go to a safetensors file.",
+     .run = run_train},
+    {.name = "plot", .operands = "RUN", .least = 1, .most = 1,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),
+     .summary = "draw how a training run went",
+     .text =
+        "Draws log.jsonl of a run as an SVG file: losses, the norm of the "
+        "gradient, MaxVio, the learning rate and the load of every expert, "
+        "over the tokens seen.",
+     .run = run_plot},
 };
 
 static const Program program = {

@@ -18,14 +18,15 @@ struct Arguments {
     CommandLine line;
     const char *prompt, *ids, *output, *only, *system;
     const char *separator;
-    OptionList readings, held_out;
+    const char *from, *ids_file, *dump_grads;
+    OptionList readings, held_out, set;
     size_t n, top_k, ctx, chunk, draft; /* the last three: 0 by default */
     size_t vocab, min_count;
     uint64_t seed;
     double temperature, top_p, std, fim, split;
     int mla, fp8, chat_template, dtype, to, scale_fmt; /* which word */
     bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
-    bool only_held_out, draft_best;
+    bool only_held_out, draft_best, resume;
 };
 
 /* The places of the options in main.c's table. */
@@ -35,7 +36,7 @@ enum {
     O_DECODE, O_JSONL, O_BOS, O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO,
     O_SCALE_FMT, O_STD, O_MLA, O_FP8, O_CTX, O_CHUNK, O_READING, O_VOCAB,
     O_MIN_COUNT, O_SEPARATOR, O_FIM, O_SPLIT, O_HELD_OUT, O_ONLY_HELD_OUT,
-    O_JSON, O_COUNT
+    O_SET, O_RESUME, O_FROM, O_IDS_FILE, O_DUMP_GRADS, O_JSON, O_COUNT
 };
 
 int run_info(const Arguments *a, Error *err);
@@ -51,6 +52,8 @@ int run_quantize(const Arguments *a, Error *err);
 int run_precision(const Arguments *a, Error *err);
 int run_train_tokenizer(const Arguments *a, Error *err);
 int run_prepare(const Arguments *a, Error *err);
+int run_train(const Arguments *a, Error *err);
+int run_plot(const Arguments *a, Error *err);
 
 /* run.c ------------------------------------------------------------------ */
 
@@ -130,7 +133,10 @@ int score_ids(Run *r, const IdList *ids, const char *path, Score *s,
 /* ^C ends a text that is coming, and any other time the program; a mapped
  * file that was cut ends it with a message. */
 void handle_signals(void);
-/* True once ^C has ended a text. */
+/* From now on, until told otherwise, the first ^C does nothing but let
+ * was_interrupted tell of it. */
+void note_interrupts(bool note);
+/* True once ^C has ended a text, or was noted. */
 bool was_interrupted(void);
 
 /* Greedy, or as generation_config.json says, or as the options say. A top-k or
@@ -164,5 +170,28 @@ void print_drafts(const Run *r, const GenerateStats *s);
  * members of a JSON object. */
 void text_drafts(Text *t, const Config *c, size_t drafts, size_t ctx);
 void json_drafts(Text *t, const Config *c, size_t drafts, size_t ctx);
+
+/* train_log.c ------------------------------------------------------------ */
+
+/* RUN/log.jsonl: an object a line, of a step or of an evaluation. */
+typedef struct {
+    char *path;
+    FILE *stream;
+} TrainLog;
+
+/* Opens it to go on behind a step: what was written of later ones goes. */
+int log_open(TrainLog *l, const char *run, uint64_t step, Error *err);
+void log_close(TrainLog *l);
+int log_step(TrainLog *l, const Trainer *t, const StepReport *r,
+             double seconds, Error *err);
+/* bytes: of text a token, 0 if that is not known. */
+int log_eval(TrainLog *l, const Trainer *t, const LossSums *losses,
+             uint64_t sequences, double bytes, double seconds, Error *err);
+/* All that was logged is on the disk. */
+int log_sync(const TrainLog *l, Error *err);
+/* L_MTP^k's mean over the modules; 0 without any. */
+double mean_mtp_loss(const Config *c, const LossSums *losses);
+/* How many tenths of the mean load a character stands for; -1: none. */
+int load_tenths(char c);
 
 #endif

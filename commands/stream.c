@@ -13,8 +13,9 @@
 /* What a signal handler may touch, and so the only global state. */
 static volatile sig_atomic_t generating, interrupted;
 
-/* The first ^C while text is coming ends the text; any other signal ends the
- * program as if there were no handler, but leaves no half-written file. */
+/* The first ^C while text is coming, or steps of training, ends these; any
+ * other signal ends the program as if there were no handler, but leaves no
+ * half-written file. */
 static void on_signal(int number)
 {
     if (number == SIGINT && generating && !interrupted) {
@@ -48,6 +49,12 @@ void handle_signals(void)
     signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow */
 #endif
     file_guard_mapped();
+}
+
+void note_interrupts(bool note)
+{
+    interrupted = 0;
+    generating = note;
 }
 
 bool was_interrupted(void)
