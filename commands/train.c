@@ -382,11 +382,11 @@ static int load(Training *r, Error *err)
     if (status != 0)
         return -1;
     r->saved = r->trainer.step;
-    if (write_in_run(r, "config.json", write_config, err) != 0
-        || write_in_run(r, "train.json", write_settings, err) != 0
-        || state_prune(run, r->settings.keep_checkpoints, err) != 0)
+    if (log_open(&r->log, run, r->trainer.step, err) != 0
+        || write_in_run(r, "config.json", write_config, err) != 0
+        || write_in_run(r, "train.json", write_settings, err) != 0)
         return -1;
-    return log_open(&r->log, run, r->trainer.step, err);
+    return state_prune(run, r->settings.keep_checkpoints, err);
 }
 
 /* The loop ----------------------------------------------------------------- */
@@ -479,15 +479,11 @@ static int steps(Training *r, Error *err)
     int status = 0;
     r->start = r->logged = os_seconds();
     r->first = r->trainer.tokens;
-    note_interrupts(true);
     progress_begin(&r->progress, "training");
     while (status == 0 && !train_done(&r->trainer) && !was_interrupted())
         status = one_step(r, err);
     progress_end(&r->progress);
-    if (status == 0)
-        status = save(r, err);
-    note_interrupts(false);
-    return status;
+    return status != 0 ? -1 : save(r, err);
 }
 
 static void tell(const Training *r, bool interrupted)
@@ -506,6 +502,7 @@ static void tell(const Training *r, bool interrupted)
 
 static int train(Training *r, Error *err)
 {
+    note_interrupts(true);
     if ((r->a->resume ? resume(r, err) : begin(r, err)) != 0
         || load(r, err) != 0 || steps(r, err) != 0)
         return -1;

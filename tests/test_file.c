@@ -452,6 +452,46 @@ static void test_make_dir(void **state)
                         "such file or directory");
 }
 
+static int count_names(void *count, const char *name, Error *err)
+{
+    (void)err;
+    assert_true(strcmp(name, "one") == 0 || strcmp(name, "two") == 0);
+    return ++*(int *)count == 3 ? 7 : 0;
+}
+
+static void test_directories(void **state)
+{
+    Error err;
+    int count = 0;
+    (void)state;
+#ifdef NO_POSIX
+    skip();
+#endif
+    assert_int_equal(make_dir("d.tmp", &err), 0);
+    assert_int_equal(file_write("d.tmp/one", false, "1", 1, &err), 0);
+    assert_int_equal(file_write("d.tmp/two", false, "2", 1, &err), 0);
+    assert_int_equal(dir_commit("d.tmp", "d", &err), 0);
+    assert_false(path_exists("d.tmp"));
+    assert_int_equal(dir_each("d", count_names, &count, &err), 0);
+    assert_int_equal(count, 2);
+    assert_int_equal(dir_each("d", count_names, &count, &err), 7);
+    assert_int_equal(make_dir("e.tmp", &err), 0);
+    assert_int_equal(dir_commit("e.tmp", "d", &err), -1);
+    assert_string_equal(err.text, "d: exists already");
+    assert_int_equal(dir_remove("e.tmp", &err), 0);
+    assert_int_equal(make_dir("d/deeper", &err), 0);
+    assert_int_equal(file_write("d/deeper/x", false, "", 0, &err), 0);
+    assert_int_equal(dir_remove("d", &err), -1);
+    assert_true(path_exists("d/deeper/x"));
+    assert_int_equal(dir_remove("d/deeper", &err), 0);
+    assert_int_equal(dir_remove("d", &err), 0);
+    assert_false(path_exists("d"));
+    assert_int_equal(dir_remove("d", &err), -1);
+    assert_string_equal(err.text, "d: cannot list: No such file or "
+                        "directory");
+    assert_int_equal(dir_commit("absent", "d", &err), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -475,6 +515,7 @@ int main(void)
 #endif
         cmocka_unit_test(test_paths),
         cmocka_unit_test(test_make_dir),
+        cmocka_unit_test(test_directories),
     };
     return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }

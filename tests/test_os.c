@@ -78,6 +78,22 @@ static size_t show(int fd, int listen, double age, double done, char *text,
     return listen_to(listen, text, n - 1);
 }
 
+/* Two lines, the second after a while. */
+static void show_texts(int fd, const char *one, const char *two)
+{
+    int old = dup(STDERR_FILENO);
+    Progress p;
+    progress_begin(&p, "work");
+    p.start -= 10;
+    dup2(fd, STDERR_FILENO);
+    progress_text(&p, one);
+    p.shown -= 10;
+    progress_text(&p, two);
+    progress_end(&p);
+    dup2(old, STDERR_FILENO);
+    close(old);
+}
+
 static void test_progress_file(void **state)
 {
     (void)state;
@@ -108,6 +124,9 @@ static void test_progress_terminal(void **state)
     assert_string_equal(text, "\rwork 37 %\r         \r");
     show(slave, master, 10, 80, text, sizeof text);
     assert_string_equal(text, "\rwork 100 %\r          \r");
+    show_texts(slave, "a long line", "short");
+    assert_int_equal(listen_to(master, text, sizeof text - 1), 36);
+    assert_string_equal(text, "\ra long line\rshort      \r           \r");
     close(slave);
     close(master);
 }

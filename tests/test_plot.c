@@ -174,12 +174,66 @@ static int clean(void **state)
     return remove(scratch(""));
 }
 
+static HeatMap heat_of(const double *values)
+{
+    static const char *const names[] = {"one", "two"};
+    return (HeatMap){"title", "along", 0, 4, values, 2, 4, names, 2, 0, 1, 3};
+}
+
+/* Neighbours of one colour are one cell; what is not finite is none; values
+ * beyond the ends have the colours of these. */
+static void test_heat(void **state)
+{
+    const double values[] = {1, 1, 3, 9, 0, NAN, 0, -1};
+    HeatMap h = heat_of(values);
+    Text t = {0};
+    (void)state;
+    heat_svg(&h, &t);
+    assert_false(t.failed);
+    assert_non_null(strstr(t.text, "<path fill=\"#f4f4f0\" d=\"M80.00 46.00"
+                           "h250.00v159.00h-250.00z\"/>"));
+    assert_non_null(strstr(t.text, "<path fill=\"#d55e00\" d=\"M330.00 46.00"
+                           "h250.00v159.00h-250.00z\"/>"));
+    assert_non_null(strstr(t.text, "<path fill=\"#0072b2\" d=\"M80.00 205.00"
+                           "h125.00v159.00h-125.00zM330.00 205.00h250.00"
+                           "v159.00h-250.00z\"/>"));
+    assert_non_null(strstr(t.text, ">one</text>"));
+    assert_int_equal(times(&t, "<rect"), 1 + 15);
+    text_free(&t);
+}
+
+static void test_page(void **state)
+{
+    const double values[8] = {0};
+    HeatMap h = heat_of(values);
+    Plot p = plot_of(NULL, 0, false);
+    PlotPage page = {.title = "both"};
+    char *path = scratch_dup("page.svg");
+    Error err;
+    File file;
+    (void)state;
+    page_add_plot(&page, &p);
+    page_add_heat(&page, &h);
+    must(page_write(&page, path, false, &err), &err);
+    page_free(&page);
+    must(file_open(&file, path, &err), &err);
+    Text t = {(char *)(uintptr_t)file.data, file.size, 0, false};
+    assert_non_null(strstr(t.text, "viewBox=\"0 0 900 840\""));
+    assert_int_equal(times(&t, "<svg "), 3);
+    assert_int_equal(times(&t, "</svg>"), 3);
+    assert_non_null(strstr(t.text, "translate(0 420)"));
+    file_close(&file);
+    remove(path);
+    free(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear), cmocka_unit_test(test_logarithmic),
         cmocka_unit_test(test_gaps), cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_text), cmocka_unit_test(test_file),
+        cmocka_unit_test(test_heat), cmocka_unit_test(test_page),
     };
     return cmocka_run_group_tests(tests, NULL, clean);
 }

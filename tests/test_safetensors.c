@@ -812,6 +812,29 @@ static void test_long_header(void **state)
     free(names);
 }
 
+static void test_metadata(void **state)
+{
+    const char *const pairs[] = {"format", "pt", "step", "12", NULL};
+    Safetensors st;
+    Error err;
+    char text[3];
+    (void)state;
+    assert_int_equal(st_write("meta", false, NULL, 0, pairs, NULL, NULL, &err),
+                     0);
+    assert_int_equal(st_open(&st, "meta", &err), 0);
+    assert_int_equal(st_metadata(&st, "step", text, sizeof text, &err), 0);
+    assert_string_equal(text, "12");
+    assert_int_equal(st_metadata(&st, "tokens", text, sizeof text, &err), -1);
+    assert_string_equal(err.text, "meta: metadata: wanted a short text for "
+                        "tokens");
+    assert_int_equal(st_metadata(&st, "step", text, 2, &err), -1);
+    st_close(&st);
+    write_file("meta", "{}", 0);
+    assert_int_equal(st_open(&st, "meta", &err), 0);
+    assert_int_equal(st_metadata(&st, "step", text, sizeof text, &err), -1);
+    st_close(&st);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -830,6 +853,7 @@ int main(void)
         cmocka_unit_test(test_damaged_index),
         cmocka_unit_test(test_not_written),
         cmocka_unit_test(test_long_header),
+        cmocka_unit_test(test_metadata),
     };
     return cmocka_run_group_tests(tests, temp_begin, temp_end);
 }
