@@ -41,7 +41,7 @@ LIBRARY = $(filter-out main.c,$(wildcard *.c)) $(wildcard base/*.c)
 COMMANDS = main.c $(wildcard commands/*.c)
 OBJECTS = $(LIBRARY:%.c=$(BUILD)/%.o)
 TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
-BENCHES = $(patsubst %,$(BUILD)/bench/%,kernels model tokenizer)
+BENCHES = $(patsubst %,$(BUILD)/bench/%,kernels model tokenizer train)
 CHECKS  = $(wildcard tests/check_*.sh)
 # Whatever a file holds, every line that reads it has been tried.
 LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \

@@ -187,9 +187,11 @@ static const struct {
 };
 
 /* Bytes that the two score buffers may take: a block of tokens is as many as
- * fit, so that a long context does not need memory for a whole chunk. The
- * longest context is the greatest max_position_embeddings. */
-enum { SCORE_BYTES = 2 << 20, MAX_CTX = 1 << 30 };
+ * fit, so that a long context does not need memory for a whole chunk; and no
+ * more than SCORE_TOKENS, for its first tokens' scores of later positions are
+ * computed for nothing. The longest context is the greatest
+ * max_position_embeddings. */
+enum { SCORE_BYTES = 2 << 20, SCORE_TOKENS = 36, MAX_CTX = 1 << 30 };
 
 /* a·b; SIZE_MAX, which no allocation grants, if that is too much. */
 static size_t product(size_t a, size_t b)
@@ -210,6 +212,7 @@ static size_t score_block(const Config *c, const SessionOptions *o,
     size_t n = row ? (size_t)(SCORE_BYTES / row) : 0;
     if (o->trace)
         return chunk;
+    n = n < SCORE_TOKENS ? n : SCORE_TOKENS;
     return n < 1 ? 1 : n < chunk ? n : chunk;
 }
 

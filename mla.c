@@ -32,6 +32,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { STRIP = 12 };   /* tokens */
+
 /* The eps of the two latent norms: the released classes are built with their
  * own default whatever rms_norm_eps says (docs/disputes.md). */
 static float latent_eps(const Config *c)
@@ -119,12 +121,12 @@ static void softmax_rows(size_t nb, size_t n_h, size_t pos, float scaling,
     }
 }
 
-/* y += Σ_j p_j v_j over the positions that each token of the block sees,
+/* y += Σ_j p_j v_j over the positions that each token of a strip sees,
  * ascending. Those that all of it see are one product; the last few, where
  * the tokens differ, follow token by token. A token has `rows` rows of y and
  * of p, ldy and ldp apart. */
-static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
-                         size_t rows, size_t nb, size_t pos, const Matrix *v)
+static void sum_strip(float *y, size_t ldy, const float *p, size_t ldp,
+                      size_t rows, size_t nb, size_t pos, const Matrix *v)
 {
     Matrix common = matrix_rows(v, 0, pos + 1);
     matmul_t(y, ldy, p, ldp, nb * rows, &common);
@@ -132,6 +134,17 @@ static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
         Matrix last = matrix_rows(v, pos + 1, t);
         matmul_t(y + t * rows * ldy, ldy, p + t * rows * ldp + pos + 1, ldp,
                  rows, &last);
+    }
+}
+
+/* The same for a block, STRIP tokens at a time: few follow one by one. */
+static void weighted_sum(float *y, size_t ldy, const float *p, size_t ldp,
+                         size_t rows, size_t nb, size_t pos, const Matrix *v)
+{
+    for (size_t t = 0; t < nb; t += STRIP) {
+        size_t n = nb - t < STRIP ? nb - t : STRIP;
+        sum_strip(y + t * rows * ldy, ldy, p + t * rows * ldp, ldp, rows, n,
+                  pos + t, v);
     }
 }
 

@@ -27,9 +27,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Logits are made and used for so many rows at a time; bytes of the scores of
- * a block of tokens. */
-enum { LOGIT_ROWS = 64, SCORE_BYTES = 2 << 20 };
+/* Logits are made and used for so many rows at a time, scores for so many
+ * tokens at most: a block computes those that its first tokens do not see
+ * too. Bytes of the scores of a block. */
+enum { LOGIT_ROWS = 64, SCORE_TOKENS = 36, SCORE_BYTES = 2 << 20 };
 
 /* Memory ----------------------------------------------------------------- */
 
@@ -68,10 +69,11 @@ static size_t widest_ffn(const Config *c)
     return shared > c->intermediate_size ? shared : c->intermediate_size;
 }
 
-/* Tokens whose scores fit SCORE_BYTES; one at least. */
+/* Tokens of a block. */
 static size_t score_block(const Config *c, size_t T)
 {
     size_t n = SCORE_BYTES / sizeof(float) / (heads_by(c, T) + 1);
+    n = n < SCORE_TOKENS ? n : SCORE_TOKENS;
     return n < 1 ? 1 : n < T ? n : T;
 }
 

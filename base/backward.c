@@ -5,11 +5,21 @@
 #include "sample.h"
 
 /* Rows of dyᵀ and tokens of one piece: a transposed piece lies on the stack. */
-enum { PIECE_N = 128, PIECE_T = 128 };
+enum { PIECE_N = 128, PIECE_T = 128, SQUARE = 16 };
 
 static size_t least(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+/* to (cols, PIECE_T) = from (rows, cols), in squares: both are in cache. */
+static void transpose(float *to, const float *from, size_t ld, size_t rows,
+                      size_t cols)
+{
+    for (size_t r = 0; r < rows; r += SQUARE)
+        for (size_t c = 0; c < cols; c++)
+            for (size_t i = r; i < least(r + SQUARE, rows); i++)
+                to[c * PIECE_T + i] = from[i * ld + c];
 }
 
 /* dw += dyᵀ x is matmul_t of dyᵀ with x in the place of the weights. */
@@ -17,9 +27,7 @@ static void piece_dw(float *dw, size_t lddw, const float *dy, size_t lddy,
                      size_t N, const Matrix *x)
 {
     float transposed[PIECE_N * PIECE_T];
-    for (size_t t = 0; t < x->rows; t++)
-        for (size_t n = 0; n < N; n++)
-            transposed[n * PIECE_T + t] = dy[t * lddy + n];
+    transpose(transposed, dy, lddy, x->rows, N);
     matmul_t(dw, lddw, transposed, PIECE_T, N, x);
 }
 

@@ -499,7 +499,7 @@ static void check_bytes(const Config *c, bool naive, size_t ctx, size_t chunk,
                         .logit_rows = all ? SIZE_MAX : 1};
     size_t T = chunk ? chunk : 128;
     double row = 2.0 * (double)c->num_attention_heads * (double)ctx * 4;
-    double B = floor(2 * 1048576 / row);
+    double B = fmin(36, floor(2 * 1048576 / row));
     T = T < ctx ? T : ctx;
     B = B < 1 ? 1 : B > (double)T ? (double)T : B;
     double want = needed(c, naive, (double)T, (double)ctx,
