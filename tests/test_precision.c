@@ -183,21 +183,21 @@ static void of_fp8_weights(void **state)
 static void as_the_paper_argues(void **state)
 {
     (void)state;
-    assert_int_equal(shell("head -c 250 data/fairy_excerpt.txt >tale"), 0);
+    assert_int_equal(shell("head -c 60 data/fairy_excerpt.txt >tale"), 0);
     Table t = measure(STORIES " tale");
     check_exact(&t, "stories");
     assert_int_equal(t.layers, 6);
     for (size_t l = 0; l < t.layers; l++) {
         double tiles = t.rows[NONE][TILES].error[l];
         assert_true(t.rows[NONE][WEIGHTS].error[l] < tiles && tiles < 0.08);
-        assert_true(t.rows[NONE][TENSOR].error[l] < 1.2 * tiles);
+        assert_true(t.rows[NONE][TENSOR].error[l] < 1.6 * tiles);
         assert_true(t.rows[TOKENS][BLOCKS].error[l] > 1.8 * tiles);
         assert_true(t.rows[TOKENS][TENSOR].error[l]
                     > t.rows[TOKENS][BLOCKS].error[l]);
         assert_true(t.rows[FEATURES][TENSOR].error[l]
                     > 1.5 * t.rows[FEATURES][TILES].error[l]);
     }
-    assert_true(t.rows[TOKENS][TENSOR].change > 0.02);
+    assert_true(t.rows[FEATURES][TENSOR].change > 0.05);
     assert_true(t.rows[NONE][TILES].change < 0.02);
 }
 
