@@ -8,9 +8,9 @@
  *    lanes at a time. Between panels the lanes are parked in memory.
  * 3. The tree, for four outputs at once.
  *
- * One row of x alone needs no panel where w can be used as it is stored. The
- * next rows are prefetched meanwhile: rows are too short for the hardware to
- * run ahead by itself. */
+ * One row of x alone, or two, need no panel where w can be used as it is
+ * stored. The next rows are prefetched meanwhile: rows are too short for the
+ * hardware to run ahead by itself. */
 #include "tile.h"
 
 #define OF(lanes, r, t) ((lanes) + (t) * TILE + (r) * LANES + s)
@@ -276,11 +276,13 @@ static void product(float *y, size_t ldy, const float *x, size_t ldx,
         }
 }
 
-/* ---- One row of x, from w as it is stored ---- */
+/* ---- One or two rows of x, from w as it is stored ---- */
 
 enum {
-    SLICES = LANES / VW, /* vectors for the lanes of a row */
-    AT_ONCE = 8 / SLICES /* rows with eight accumulators */
+    SLICES = LANES / VW,  /* vectors for the lanes of a row */
+    AT_ONCE = 8 / SLICES, /* rows with eight accumulators */
+    FEW = 2               /* rows of x that do without a panel; with F8, which
+                             is more to decode, only one */
 };
 
 /* Row r or its part: load() its weights, `size` bytes each. */
@@ -399,20 +401,23 @@ static void stored_rows_f8(float *lanes, const float *x, const Matrix *w,
     }
 }
 
-/* As many rows as come in groups of R; returns how many. */
-static size_t matvec(float *y, const float *x, const Matrix *w)
+/* As many rows of w as come in groups of R; returns how many. The next row of x
+ * finds a group in the cache. */
+static size_t few(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
+                  const Matrix *w)
 {
     ALIGNED float lanes[TILE];
     size_t r = 0;
-    for (; r + R <= w->rows; r += R) {
-        size_t ahead = r + 2 * R <= w->rows ? R : 0;
-        memset(lanes, 0, sizeof lanes);
-        if (w->dtype == DT_F8_E4M3)
-            stored_rows_f8(lanes, x, w, r, ahead);
-        else
-            stored_rows(lanes, x, w, r, ahead);
-        fold(y + r, lanes, R);
-    }
+    for (; r + R <= w->rows; r += R)
+        for (size_t t = 0; t < T; t++) {
+            size_t ahead = r + 2 * R <= w->rows && t == 0 ? R : 0;
+            memset(lanes, 0, sizeof lanes);
+            if (w->dtype == DT_F8_E4M3)
+                stored_rows_f8(lanes, x + t * ldx, w, r, ahead);
+            else
+                stored_rows(lanes, x + t * ldx, w, r, ahead);
+            fold(y + t * ldy + r, lanes, R);
+        }
     return r;
 }
 
@@ -420,8 +425,8 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
             const Matrix *w)
 {
     size_t group = T > 16 ? GROUPS * R : R, begin = 0;
-    if (T == 1 && as_stored(w))
-        begin = matvec(y, x, w);
+    if (T <= (w->dtype == DT_F8_E4M3 ? 1 : FEW) && as_stored(w))
+        begin = few(y, ldy, x, ldx, T, w);
     for (size_t t = 0; t < T; t += TOKENS)
         for (size_t r = begin; r < w->rows; r += group)
             product(y + t * ldy, ldy, x + t * ldx, ldx, least(TOKENS, T - t),
