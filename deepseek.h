@@ -1234,7 +1234,8 @@ int settings_set(TrainSettings *s, const char *text, Error *err);
 /* That nothing is missing and all fits the model; `where` begins a message. */
 int settings_check(const TrainSettings *s, const Config *c,
                    const char *where, Error *err);
-/* Writes every setting: settings_read gives the same again. */
+/* Writes every setting but those that are missing: settings_read gives the
+ * same again. */
 int settings_write(const TrainSettings *s, const char *path, bool force,
                    Error *err);
 void settings_free(TrainSettings *s);

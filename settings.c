@@ -555,15 +555,37 @@ static void add_value(Text *t, const Setting *row, const TrainSettings *s)
     }
 }
 
+/* False where a setting without a default has no value yet. */
+static bool is_given(const TrainSettings *s, const Setting *row)
+{
+    const void *at = field(s, row);
+    if (row->absent != NULL)
+        return true;
+    switch (row->kind) {
+    case SETTING_PATH:
+        return *(char *const *)at != NULL;
+    case SETTING_SIZE:
+        return *(const size_t *)at > 0;
+    case SETTING_COUNT:
+        return *(const uint64_t *)at > 0;
+    case SETTING_SCHEDULE:
+        return ((const Schedule *)at)->n > 0;
+    default:
+        return true;
+    }
+}
+
 /* Opens and closes a group's object where the table enters and leaves it. */
 static void add_settings(Text *t, const TrainSettings *s)
 {
-    const char *open = "";
+    const char *last = "", *comma = "";
     text_printf(t, "{");
     for (size_t i = 0; i < LENGTH(settings); i++) {
-        const char *key = settings[i].key, *comma = i == 0 ? "" : ",";
-        size_t n = group_of(key), before = group_of(open);
-        bool same = n == before && memcmp(key, open, n) == 0;
+        const char *key = settings[i].key;
+        size_t n = group_of(key), before = group_of(last);
+        bool same = n == before && memcmp(key, last, n) == 0;
+        if (!is_given(s, &settings[i]))
+            continue;
         if (!same && before > 0)
             text_printf(t, "\n  }");
         if (!same && n > 0) {
@@ -573,7 +595,8 @@ static void add_settings(Text *t, const TrainSettings *s)
         text_printf(t, "%s\n%s\"%s\": ", comma, n > 0 ? "    " : "  ",
                     key + n);
         add_value(t, &settings[i], s);
-        open = key;
+        last = key;
+        comma = ",";
     }
     text_printf(t, "\n}\n");
 }
@@ -600,27 +623,10 @@ static bool is_on(const Schedule *s)
     return false;
 }
 
-static bool is_given(const TrainSettings *s, const Setting *row)
-{
-    const void *at = field(s, row);
-    switch (row->kind) {
-    case SETTING_PATH:
-        return *(char *const *)at != NULL;
-    case SETTING_SIZE:
-        return *(const size_t *)at > 0;
-    case SETTING_COUNT:
-        return *(const uint64_t *)at > 0;
-    case SETTING_SCHEDULE:
-        return ((const Schedule *)at)->n > 0;
-    default:
-        return true;
-    }
-}
-
 static int check_given(const TrainSettings *s, const char *where, Error *err)
 {
     for (size_t i = 0; i < LENGTH(settings); i++)
-        if (settings[i].absent == NULL && !is_given(s, &settings[i]))
+        if (!is_given(s, &settings[i]))
             return fail(err, "%s: %s is missing", where, settings[i].key);
     if (s->eval_every > 0 && s->eval_data == NULL)
         return fail(err, "%s: eval_data is missing, with eval_every %"

@@ -234,6 +234,11 @@ static void test_write(void **state)
         "0.3, \"to\": 0.1}]",
         "balance.alpha3=0.5", "token_dropping.capacity_factor=1.25",
         "recompute=true"};
+    TrainSettings missing;
+    Error err;
+    must(read_text(&missing, "{}", &err), &err);
+    write_and_read(&missing);
+    settings_free(&missing);
     for (size_t i = 0; i < 4; i++) {
         TrainSettings s = read_settings(paths[i]);
         write_and_read(&s);
