@@ -566,7 +566,6 @@ static int check_ids(const Run *r, Error *err)
     return 0;
 }
 
-/* A sum of squares, not finite where one of n numbers is not. */
 static bool all_finite(const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)

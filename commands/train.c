@@ -164,7 +164,7 @@ static int open_sources(Training *r, Error *err)
     }
     r->place.hash = fingerprint(r->a->ids_file != NULL ? &from->lines
                                                        : &from->data.file);
-    return s->eval_every == 0 ? 0
+    return s->eval_every == 0 || r->a->dump_grads != NULL ? 0
          : open_data(r, &r->eval, s->eval_data, NULL, err);
 }
 
