@@ -98,12 +98,15 @@ static void test_linear_domain(void **state)
  * found by search. */
 static void test_ties(void **state)
 {
-    const float x[3] = {0x1.30117ep-1f, 0x1.7d8fe4p+0f, 0x1.750716p+0f};
+    const float up[3] = {0x1.30117ep-1f, 0x1.7d8fe4p+0f, 0x1.750716p+0f};
+    const float down[3] = {0x1.bae6dcp-2f, 0x1.258d04p-1f, 0x1.12p-1f};
     uint16_t codes[3];
     LogTile tile;
     (void)state;
-    logfmt_encode(codes, &tile, x, 3, 16);
+    logfmt_encode(codes, &tile, up, 3, 16);
     assert_int_equal(codes[2], 31962);
+    logfmt_encode(codes, &tile, down, 3, 16);
+    assert_int_equal(codes[2], 24754);
 }
 
 static void check_one(const float *x, size_t n, int bits, const int *codes,
