@@ -16,9 +16,14 @@
 #include "deepseek.h"
 
 #include "base/maths.h"
-#include "base/vector.h"
 
 #include <math.h>
+#include <string.h>
+
+enum {
+    LANES = 16,   /* of a sum, as everywhere */
+    BLOCK = 256   /* parameters whose moments are F32 at a time */
+};
 
 /* Sixteen lanes in double, where a square is exact, a[i%16] += g_i²; then
  * folded by halves. */
@@ -62,8 +67,6 @@ AdamWStep adamw_step(const AdamW *a, double lr, float clip, uint64_t t)
         .unbias1 = (float)(1 / (1 - power(a->beta1, t))),
         .unbias2 = (float)(1 / (1 - power(a->beta2, t)))};
 }
-
-enum { BLOCK = 256 };
 
 /* The root has a loop of its own, because the library's, which may set errno,
  * would keep all of it from becoming vector code. */

@@ -50,18 +50,21 @@ static void share_of_picks(Sequence *s)
     count_to_share(s->f, s->N, s->K, s->T);
 }
 
-/* The expert that follows `last` from the greatest score down, the lowest
- * index first among equals; last = N: the first. N where none is left, which
- * only a NaN can bring about. */
+/* From the greatest score down, the lowest index first among equals. */
+static bool comes_after(const float *score, size_t i, size_t last)
+{
+    return i > last ? score[i] <= score[last] : score[i] < score[last];
+}
+
+/* The expert that comes next after `last`; N: the first. N where none is left,
+ * which only a NaN can bring about. */
 static size_t next_best(const float *score, size_t N, size_t last)
 {
     size_t best = N;
-    for (size_t i = 0; i < N; i++) {
-        bool left = last == N || score[i] < score[last]
-                    || (score[i] == score[last] && i > last);
-        if (left && (best == N || score[i] > score[best]))
+    for (size_t i = 0; i < N; i++)
+        if ((last == N || comes_after(score, i, last))
+            && (best == N || score[i] > score[best]))
             best = i;
-    }
     return best;
 }
 

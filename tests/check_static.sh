@@ -105,7 +105,8 @@ END
 # - widening in the products and in commands/fp8.c: constants, below 2^17;
 # - memcpy's missing terminator: path_join copies m + 1 bytes, with it;
 # - signal-handler: file_remove_temps calls unlink alone;
-# - recursion: as deep as the stages of a pattern, an encoder or a JSON file.
+# - recursion: as deep as the stages of a pattern, an encoder or a JSON file;
+#   settings.c stops at two.
 tidy() {
     have clang-tidy || return
     checks='-*,bugprone-*,misc-*,performance-*,portability-*'
@@ -122,7 +123,7 @@ sizeof\(A\*\).*\[bugprone-sizeof-expression\]$
 ^(base/matmul|base/matmul_t|base/tile|commands/fp8)\.[ch]:.*\[bugprone-implicit-widening-of-multiplication-result\]$
 ^base/file.c:.*'memcpy'.*\[bugprone-not-null-terminated-result\]$
 ^commands/stream.c:.*'file_remove_temps'.*\[bugprone-signal-handler\]$
-'(cut|encode_span|read_(pretokenizer|post_processor))'.*\[misc-no-recursion\]$
+'(cut|encode_span|read_(pretokenizer|post_processor|object))'.*\[misc-no-recursion\]$
 END
 }
 
