@@ -2,8 +2,9 @@
 
 Models of the shape in 304m.json with random weights, and the shipped one:
 llama.cpp reads the same weights from GGUF files written here (FP8 against
-Q8_0, which is as wide), transformers reads the directory itself. Text: Hugging
-Face's tokenizers. All are warm, in processes of their own that stay; runs
+Q8_0, which is as wide), transformers reads the directory itself, and takes
+steps of training by tests/reference/learn.py. Text: Hugging Face's tokenizers.
+All are warm, in processes of their own that stay; runs
 alternate, so that each meets the same moods of the machine. Processor time;
 medians, and the median of the ratios of runs side by side.
 
@@ -18,6 +19,7 @@ import argparse
 import os
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +34,7 @@ IDS = [7919 * i % 4096 for i in range(1, PROMPT + 1)]
 KINDS = {"f32": "F32", "bf16": "BF16", "fp8": "Q8_0"}
 GOALS = {"decode f32": 1.4, "decode bf16": 1.8, "decode fp8 : Q8_0": 2}
 WORKS = "prefill", "decode"
+SEQUENCES, LENGTH = 8, 256  # of a step of training
 
 
 class Ours:
@@ -122,6 +125,33 @@ class Transformers:
         self.model = self.past = None
 
 
+class Steps:
+    """Steps of training as bench/train takes them, by what transformers
+    chooses for attention and experts, and torch's quickest AdamW."""
+    name = "PyTorch"
+
+    def __init__(self, model):
+        sys.path.insert(0, str(HERE.parent / "tests/reference"))
+        import learn
+        import numpy
+
+        class Training(learn.Training):
+            def clip(self):
+                return float(learn.torch.nn.utils.clip_grad_norm_(
+                    self.parameters, self.settings["adamw"]["clip"]))
+        learner = learn.Learner(str(model), learn.torch.float32,
+                                {"alpha": 1e-4}, implementation=None)
+        self.training = Training(learner, {
+            "learning_rate": 1e-4, "warmup_steps": 0, "adamw": {
+                "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
+                "weight_decay": 0.1, "clip": 1}}, fused=True)
+        self.batch = numpy.random.default_rng(1).integers(
+            0, learner.c["vocab_size"], (SEQUENCES, LENGTH + 1))
+
+    def step(self):
+        return seconds(lambda: self.training.step(self.batch))
+
+
 def row(what, unit, size, pairs, peer, goal=None):
     """size/seconds of both, or ms if size is 0, and how many times as fast
     ours is; pairs of seconds (ours, theirs)."""
@@ -194,6 +224,17 @@ def compare_models(a):
                    {"prefill": 3, "decode": 3})
 
 
+def compare_training(a):
+    model = HERE.parent / "models/stories"
+    ours = Ours(a.bench / "train", model, SEQUENCES, LENGTH, SEQUENCES, "-")
+    peer = Steps(model)
+    peer.step()  # bench/train has warmed itself
+    pairs = [(ours.ask("")[0], peer.step()) for _ in range(a.runs)]
+    row("train step models/stories", "tok/s", SEQUENCES * LENGTH, pairs,
+        peer.name, 2)
+    ours.close()
+
+
 def seconds(work):
     start = time.process_time()
     work()
@@ -246,7 +287,8 @@ def main():
     parser.add_argument("--bench", default="build/bench", type=Path)
     parser.add_argument("--program", default="./deepseek")
     parser.add_argument("--config", default=HERE / "304m.json")
-    parser.add_argument("--kinds", nargs="*", default=[*KINDS, "stories"])
+    parser.add_argument("--kinds", nargs="*",
+                        default=[*KINDS, "stories", "train"])
     parser.add_argument("--peers", nargs="*",
                         default=["llama", "torch", "tokenizers"])
     parser.add_argument("--runs", type=int, default=7)
@@ -260,6 +302,8 @@ def main():
     print(f"{'':32}{'ours':>10}{'peer':>10}{'ratio':>13}")
     if "llama" in a.peers:
         compare_models(a)
+    if "torch" in a.peers and "train" in a.kinds:
+        compare_training(a)
     if "tokenizers" in a.peers:
         compare_tokenizers(a)
 

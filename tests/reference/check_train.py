@@ -4,13 +4,14 @@ gradients: on each directory of tests/data/models, one step's gradient of every
 parameter against autograd through transformers' classes in float64 (learn.py):
 ||ours - theirs|| / ||theirs|| <= 1e-5 for each tensor, or at most three times
 what PyTorch's own float32 is off there, where a model magnifies rounding.
-curves: STEPS steps of a V2-Lite-style and a V3-style model beside PyTorch in
-float32, from the same weights on the same batches. Two runs part sooner or
-later, since rounding grows: the onset of that is where PyTorch parts from
-itself with one weight changed by one ulp. Until there ours must be as near.
-moments: how far BF16 moments move the loss of the same run.
+curves: 300 steps of a V2-Lite-style and a V3-style model beside PyTorch in
+float32, from the same weights on the same batches. Two runs part as soon as
+rounding sends one token to another expert. The onset of that is the first step
+where a loss of PyTorch parts by 1e-5 from its own in a run with one weight
+changed by one ulp; before it our losses must be within 1e-4 of PyTorch's.
+moments: how far BF16 moments move the losses of these runs.
 
-    python check_train.py ./deepseek [gradients|curves|moments] [--only NAME]
+    python check_train.py ./deepseek [gradients curves moments] [--only NAME]
 """
 import argparse
 import json
@@ -48,18 +49,15 @@ def settings(rows, sequences, **more):
     return s
 
 
-def ask(program, path, tmp, s, batches, *flags):
-    """Runs `deepseek train` from the weights in path; the run's directory."""
-    run, ids = os.path.join(tmp, 'run'), os.path.join(tmp, 'ids')
-    config = os.path.join(path, 'config.json')
-    models.write_json(os.path.join(tmp, 'train.json'), s)
-    shutil.rmtree(run, ignore_errors=True)
+def ask(program, path, tmp, s, batches, flag, out):
+    """Runs `deepseek train` from the weights in path."""
+    ids, given = os.path.join(tmp, 'ids'), os.path.join(tmp, 'train.json')
+    models.write_json(given, s)
     with open(ids, 'w', encoding='ascii') as f:
         for row in np.concatenate(batches):
-            print(*row, file=f)
-    check_c.call([program, 'train', config, os.path.join(tmp, 'train.json'),
-                  '-o', run, '--from', path, '--ids-file', ids, *flags])
-    return run
+            print(*row, sep=',', file=f)
+    check_c.call([program, 'train', os.path.join(path, 'config.json'), given,
+                  '--from', path, '--ids-file', ids, flag, out])
 
 
 def without_announced(path, tmp):
@@ -189,12 +187,163 @@ def gradients(program, args):
     return failures
 
 
+# Curves ----------------------------------------------------------------------
+
+STEPS, ROWS, BATCH = 300, 48, 4
+SPAN = 30               # steps of one line of the table
+LOSSES = ('loss', 'mtp_loss', 'balance_loss')
+PARTED, CLOSE = 1e-5, 1e-4
+MOVED = 0.02            # at most, by BF16 moments
+# One number in the middle of each is changed.
+ULP = ('lm_head.weight', 'model.layers.0.self_attn.o_proj.weight',
+       'model.layers.1.mlp.gate.weight')
+SMALL = dict(models.COMMON, vocab_size=256, hidden_size=64,
+             intermediate_size=128, moe_intermediate_size=32,
+             num_attention_heads=4, num_key_value_heads=4,
+             qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
+             kv_lora_rank=32, n_routed_experts=16, num_experts_per_tok=3,
+             num_hidden_layers=3, rope_scaling=None, torch_dtype='float32',
+             max_position_embeddings=256)
+STYLES = {
+    'V2-Lite': (dict(models.LITE, **SMALL, n_shared_experts=2),
+                dict(alpha1=0.001)),
+    'V3': (dict(models.V3, **dict(SMALL, q_lora_rank=32, n_shared_experts=1),
+                num_nextn_predict_layers=1),
+           dict(alpha=0.0001, gamma=0.001))}
+
+
+def text_batches():
+    """Bytes of a text: STEPS batches of BATCH sequences, anywhere in it."""
+    with open(os.path.join(HERE, '..', 'data', 'fairy_excerpt.txt'),
+              'rb') as f:
+        text = np.frombuffer(f.read(), np.uint8)
+    rng = np.random.default_rng(1)
+    first = rng.integers(0, len(text) - ROWS, (STEPS, BATCH, 1))
+    return text[first + np.arange(ROWS + 1)].astype(np.int32)
+
+
+def new_model(program, config, tmp):
+    path, source = os.path.join(tmp, 'model'), os.path.join(tmp, 'config.json')
+    models.write_json(source, config)
+    check_c.call([program, 'init', source, '-o', path, '--dtype', 'f32',
+                  '--std', '0.02', '--seed', '1'])
+    return path
+
+
+def curve_settings(balance, **adamw):
+    return settings(
+        ROWS, BATCH, total_tokens=STEPS * BATCH * ROWS, micro_batch=BATCH,
+        learning_rate=1e-3, warmup_steps=20, balance=balance,
+        adamw=dict(dict(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1,
+                        clip=1.0), **adamw))
+
+
+def one_ulp_off(learner, name):
+    """The middle number of one tensor, one ulp larger."""
+    flat = learner.parameters()[name].data.view(-1)
+    i = len(flat) // 2
+    flat[i] = torch.nextafter(flat[i], torch.tensor(torch.inf))
+
+
+def their_curve(path, s, batches, ulp=None):
+    learner = learn.Learner(path, torch.float32, s['balance'])
+    if ulp:
+        one_ulp_off(learner, ulp)
+    training = learn.Training(learner, s)
+    return columns([training.step(batch) for batch in batches])
+
+
+def our_curve(program, path, s, batches):
+    with tempfile.TemporaryDirectory() as tmp:
+        run = os.path.join(tmp, 'run')
+        ask(program, path, tmp, s, list(batches), '-o', run)
+        with open(os.path.join(run, 'log.jsonl'), encoding='utf-8') as f:
+            return columns([json.loads(line) for line in f])
+
+
+def columns(steps):
+    """The losses of a run, (3, STEPS); that of modules is their mean."""
+    return np.array([[np.mean(step.get(name) or 0) for step in steps]
+                     for name in LOSSES])
+
+
+def apart(a, b):
+    """Relative difference of each step's losses, the worst of them."""
+    return (np.abs(a - b) / np.maximum(np.abs(b), 1e-12)).max(axis=0)
+
+
+def first_above(difference, limit):
+    """A step's number, STEPS + 1 if there is none."""
+    above = np.nonzero(difference > limit)[0]
+    return int(above[0]) + 1 if len(above) else STEPS + 1
+
+
+def print_curves(theirs, ours, others):
+    """Spans of steps: the mean loss, then the largest difference."""
+    print(f'{"steps":>9}{"loss":>8}{"ours":>9}' + ''.join(
+        f'{f"ulp {i}":>9}' for i in range(1, len(others) + 1)))
+    for end in range(SPAN, STEPS + 1, SPAN):
+        part = slice(end - SPAN, end)
+        print(f'{end - SPAN + 1:>5}-{end:3}{theirs[0, part].mean():8.4f}'
+              + ''.join(f'{d[part].max():9.0e}' for d in (ours, *others)))
+
+
+def check_curve(program, style):
+    config, balance = STYLES[style]
+    with tempfile.TemporaryDirectory() as tmp:
+        path = new_model(program, config, tmp)
+        s, batches = curve_settings(balance), text_batches()
+        ours = our_curve(program, path, s, batches)
+        theirs = their_curve(path, s, batches)
+        others = [apart(their_curve(path, s, batches, name), theirs)
+                  for name in ULP]
+    ours = apart(ours, theirs)
+    onset = min(first_above(d, PARTED) for d in others)
+    print_curves(theirs, ours, others)
+    bad = []
+    if onset <= SPAN:
+        bad = [f'PyTorch parts from itself at step {onset}: this says little']
+    if first_above(ours, CLOSE) < onset:
+        bad = [f'step {first_above(ours, CLOSE)}: off by more than {CLOSE}']
+    return bad, (f'onset at step {onset}, ours parts at '
+                 f'{first_above(ours, PARTED)}; before the onset off by '
+                 f'{ours[:onset - 1].max():.1e} at most')
+
+
+def curves(program, args):
+    return sum(check_c.report(style, check_curve, program, style)
+               for style in STYLES if args.only in (None, style))
+
+
+# Moments ---------------------------------------------------------------------
+
+def check_moments(program, style):
+    """The mean loss of the last SPAN steps, and what one ulp does to it."""
+    config, balance = STYLES[style]
+    with tempfile.TemporaryDirectory() as tmp:
+        path = new_model(program, config, tmp)
+        batches, last = text_batches(), slice(STEPS - SPAN, STEPS)
+        full, half = (our_curve(program, path, curve_settings(
+            balance, moments=kind), batches)[0] for kind in ('F32', 'BF16'))
+    moved = half[last].mean() / full[last].mean() - 1
+    bad = [f'moved by {moved:.1e}'] if abs(moved) > MOVED else []
+    return bad, (f'loss of the last {SPAN} steps {full[last].mean():.4f} with '
+                 f'F32, {half[last].mean():.4f} with BF16 moments '
+                 f'({moved:+.2%}); at step 50 {half[49] / full[49] - 1:+.1e}')
+
+
+def moments(program, args):
+    return sum(check_c.report(style, check_moments, program, style)
+               for style in STYLES if args.only in (None, style))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('program')
-    parser.add_argument('what', nargs='*', default=['gradients'])
+    parser.add_argument('what', nargs='*', help='all of them if none is named',
+                        default=['gradients', 'curves', 'moments'])
     parser.add_argument('--only')
     args = parser.parse_args()
     program = os.path.abspath(args.program)

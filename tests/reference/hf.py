@@ -156,10 +156,11 @@ def twin(path, out, missing):
 
 # Running it -----------------------------------------------------------------
 
-def load(path, dtype=torch.float64):
+def load(path, dtype=torch.float64, implementation='eager'):
+    """implementation: of attention and experts; None: what is the default."""
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation='eager',
-        experts_implementation='eager').eval()
+        path, dtype=dtype, attn_implementation=implementation,
+        experts_implementation=implementation).eval()
 
 
 def exact_frequencies(model):

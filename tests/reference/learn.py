@@ -52,7 +52,8 @@ class Learner:
     for experts, which transformers keeps in one tensor: `gradients` divides
     it again."""
 
-    def __init__(self, path, dtype, balance=(), mtp_lambda=0.3):
+    def __init__(self, path, dtype, balance=(), mtp_lambda=0.3,
+                 implementation='eager'):
         self.c, self.dtype = forward.read_config(path), dtype
         self.balance = dict(NONE, **dict(balance))
         self.mtp_lambda = mtp_lambda
@@ -60,7 +61,7 @@ class Learner:
         self.missing = hf.departures(self.c, False)
         with tempfile.TemporaryDirectory() as out, self.terms():
             deeper(path, out, self.c, weights, self.missing)
-            self.model = hf.load(out, dtype)
+            self.model = hf.load(out, dtype, implementation)
             if dtype == torch.float64:
                 hf.exact_frequencies(self.model)
         self.model.config.num_hidden_layers = self.c['num_hidden_layers']
@@ -100,7 +101,7 @@ class Learner:
         """name -> parameter; a tied head is not there twice."""
         return dict(self.model.named_parameters(), **self.module)
 
-    # Losses -------------------------------------------------------------------
+    # Losses -----------------------------------------------------------------
 
     def shared(self):
         """What the modules' formulas ask for, by name."""
@@ -152,11 +153,13 @@ class Learner:
         each = sum(each) * self.mtp_lambda / len(each) if each else 0
         return main + each + balance.sum()
 
-    # Gradients ----------------------------------------------------------------
+    # Gradients --------------------------------------------------------------
 
     def gradients(self):
-        """name -> array, named as a checkpoint does."""
-        out = {}
+        """name -> array, named as a checkpoint does; of a gate's bias 0."""
+        out = {name: np.zeros(bias.shape)
+               for name, bias in self.model.named_buffers()
+               if name.endswith('correction_bias')}
         for name, p in self.parameters().items():
             g = torch.zeros_like(p) if p.grad is None else p.grad
             if '.experts.' in name:
@@ -207,16 +210,17 @@ def v3_loss(s, alpha, k):
     sequences, _, n = s.shape
     best = torch.zeros_like(s).scatter(2, hf.stable_topk(s.detach(), k)[1], 1)
     f = n / k * best.mean(1)                                          # (18)
-    p = (s / (s.sum(-1, keepdim=True) + 1e-20)).mean(1)               # (19, 20)
+    p = (s / (s.sum(-1, keepdim=True) + 1e-20)).mean(1)          # (19), (20)
     return alpha * (f * p).sum() / sequences                          # (17)
 
 
 # Steps -----------------------------------------------------------------------
 
 class Training:
-    """A Learner and its optimiser; settings as in train.json."""
+    """A Learner and its optimiser; settings as in train.json. options: of
+    torch.optim.AdamW."""
 
-    def __init__(self, learner, settings):
+    def __init__(self, learner, settings, **options):
         self.learner, self.settings = learner, settings
         a, every = settings['adamw'], list(learner.parameters().values())
         self.parameters, self.step_number = every, 0
@@ -225,7 +229,7 @@ class Training:
                   weight_decay=a['weight_decay']),
              dict(params=[p for p in every if p.ndim == 1],
                   weight_decay=0.0)],
-            betas=(a['beta1'], a['beta2']), eps=a['eps'])
+            betas=(a['beta1'], a['beta2']), eps=a['eps'], **options)
 
     def norm(self):
         """Of the whole gradient, summed in float64."""
