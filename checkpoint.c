@@ -203,8 +203,8 @@ static int check_row(const Draft *d, const TensorInfo *info, size_t r,
         if (!(fabsf(x[k]) < limit))
             return fail(err, "%s: %s: element (%zu, %zu) is %g, wanted a"
                         " finite %s number",
-                        t ? d->model->files.paths[t->file] : "a model in memory",
-                        info->name, r, k,
+                        t ? d->model->files.paths[t->file]
+                          : "a model in memory", info->name, r, k,
                         isnan(x[k]) ? (double)NAN : (double)x[k],
                         dtype_name(d->dtype == DT_F8_E4M3 ? DT_BF16
                                                           : d->dtype));

@@ -2,9 +2,9 @@
  *
  * An axis is a range, already in logarithms where it is logarithmic, from one
  * tick to another: multiples of a step, or 1, 2 and 5 of every decade where
- * there are few. Stages: the ranges of all points (span);
- * frame, grid and labels; the lines; the legend to their right. A heat map has the
- * same x axis; each colour is one path over all its cells.
+ * there are few. Stages: the ranges of all points (span); frame, grid and
+ * labels; the lines; the legend to their right. A heat map has the same x axis;
+ * each colour is one path over all its cells.
  *
  * Invariants: every text is escaped; coordinates have two decimals, and what
  * they are computed from uses no libm, so that bytes do not depend on the
