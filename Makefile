@@ -48,8 +48,8 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
           base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check identical exhaustive fuzz coverage bench \
-        install clean help FORCE
+.PHONY: all portable run test check identical exhaustive fuzz coverage eva \
+        bench install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -82,6 +82,9 @@ fuzz: ## search for inputs that break a reader, FUZZ seconds each
 
 coverage: ## print which lines the tests and failing calls ran (gcc)
 	sh tests/coverage.sh $(LOADERS)
+
+eva: ## prove the absence of run-time errors, as far as it goes (frama-c)
+	sh tests/eva.sh
 
 bench: $(PROGRAM) $(BENCHES) ## measure; beside peers, if PYTHON has them
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh bench/table.sh $(BUILD)/bench
