@@ -250,7 +250,7 @@ static void killed_at_random(void **state)
                   done_runs);
 }
 
-/* ^C ------------------------------------------------------------------------ */
+/* ^C ----------------------------------------------------------------------*/
 
 static void wait_for(const char *path)
 {
@@ -518,7 +518,7 @@ static void no_room_at_all(void **state)
     assert_false(exists("full"));
 }
 
-/* Gradients and ids --------------------------------------------------------- */
+/* Gradients and ids -------------------------------------------------------*/
 
 #define DUMP "train data/tiny/config.json t.json --from r/step-00000012 "
 
@@ -549,7 +549,7 @@ static void ids_in_order(void **state)
     same_runs("a", "b");
 }
 
-/* plot ----------------------------------------------------------------------- */
+/* plot --------------------------------------------------------------------*/
 
 static void pictures(void **state)
 {
