@@ -437,15 +437,15 @@ static void show(Training *r)
     double rate = speed(r);
     uint64_t minutes = 0;
     if (c->num_nextn_predict_layers > 0)
-        snprintf(mtp, sizeof mtp, ", MTP %.4f", mean_mtp_loss(c, &s->losses));
+        snprintf(mtp, sizeof mtp, ", MTP %.3f", mean_mtp_loss(c, &s->losses));
     if (c->n_routed_experts > 0)
         snprintf(violation, sizeof violation, ", MaxVio %.2f",
                  s->max_violation);
     if (r->settings.total_tokens > s->tokens && rate > 0)
         minutes = (uint64_t)((double)(r->settings.total_tokens - s->tokens)
                              / rate / 60 + 0.5);
-    snprintf(line, sizeof line, "step %" PRIu64 ": loss %.4f%s, |g| %.3f%s, "
-             "%.0f tok/s, %" PRIu64 ":%02d h left", s->step, s->losses.main,
+    snprintf(line, sizeof line, "step %" PRIu64 ": loss %.3f%s, |g| %.2f%s, "
+             "%.0f tok/s, %" PRIu64 ":%02d left", s->step, s->losses.main,
              mtp, s->grad_norm, violation, rate, minutes / 60,
              (int)(minutes % 60));
     progress_text(&r->progress, line);
