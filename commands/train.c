@@ -301,13 +301,13 @@ static int draw(Training *r, Error *err)
     return status;
 }
 
-/* config.json, train.json, tokenizer, step-00000000. */
+/* train.json, config.json, tokenizer, step-00000000. */
 static int write_run(Training *r, Error *err)
 {
     const char *run = r->a->output;
     if (make_dir(run, err) != 0
-        || write_in_run(r, "config.json", write_config, err) != 0
         || write_in_run(r, "train.json", write_settings, err) != 0
+        || write_in_run(r, "config.json", write_config, err) != 0
         || write_texts(r, err) != 0)
         return -1;
     int status = r->a->from != NULL ? open_from(r, r->a->from, err)
@@ -353,7 +353,26 @@ static int check_run(const Training *r, Error *err)
     return status;
 }
 
-/* One that was killed before its first checkpoint begins anew. */
+static int refuse_name(void *run, const char *name, Error *err)
+{
+    size_t n = strlen(name);
+    if (n >= 4 && strcmp(name + n - 4, ".tmp") == 0)
+        return 0;
+    return fail(err, "%s: wanted the directory of a run, found %s and no "
+                "train.json", (const char *)run, name);
+}
+
+/* A run that was killed before its first checkpoint begins anew. It has
+ * written train.json first; whatever else is there is somebody else's. */
+static int begin_again(Training *r, Error *err)
+{
+    const char *run = r->a->output;
+    int has = dir_has(run, "train.json", err);
+    if (has == 0)
+        has = dir_each(run, refuse_name, (void *)(uintptr_t)run, err);
+    return has < 0 ? -1 : write_run(r, err);
+}
+
 static int resume(Training *r, Error *err)
 {
     const char *run = r->a->output;
@@ -365,7 +384,7 @@ static int resume(Training *r, Error *err)
         return -1;
     bool any = dir != NULL;
     free(dir);
-    return any ? check_run(r, err) : write_run(r, err);
+    return any ? check_run(r, err) : begin_again(r, err);
 }
 
 /* Opens the trainer where the latest checkpoint is. Then RUN gets what may
@@ -518,7 +537,8 @@ static int dump(Training *r, Error *err)
     const Arguments *a = r->a;
     if (open_from(r, a->from, err) != 0
         || train_gradient(&r->trainer, taking(r), &r->source, &r->report,
-                          err) != 0)
+                          err) != 0
+        || file_check_mapped(err) != 0)
         return -1;
     return state_write_grads(&r->trainer, a->dump_grads, a->force, err);
 }

@@ -329,6 +329,8 @@ static const Case cases[] = {
     {"", TRAIN "b", "b: exists already; --resume goes on with a run"},
     {"rm -r b", TRAIN "b --resume",
      "b: wanted the directory of a run, found none"},
+    {"rm -r b/*; echo x >b/notes", TRAIN "b --resume", "b: wanted the "
+     "directory of a run, found notes and no train.json"},
     {"", TRAIN "b --force", "--force: no run is overwritten; give another -o,"
      " or --resume"},
     {"", TRAIN "b --resume --set adamw.beta2=0.9", "t.json: adamw.beta2: "
@@ -448,6 +450,23 @@ static void back_to_the_one_before(void **state)
     shell("rm -rf b && cp -R r b && rm -r b/step-00000012");
     done(TRAIN "b --resume");
     same_runs("r", "b");
+}
+
+/* Killed before there was a checkpoint: it begins, and ends the same. */
+static void killed_at_the_start(void **state)
+{
+    static const char *const left[] = {
+        "mkdir b", "mkdir b; echo x >b/train.json.12-0.tmp",
+        "mkdir b; cp r/train.json r/config.json b",
+        "mkdir -p b/init.tmp; cp r/*.json b; cp r/config.json b/init.tmp",
+        "mkdir b; cp r/*.json b; cp -R r/step-00000009 b/step-00000000.tmp"};
+    (void)state;
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        shell("rm -rf b");
+        assert_int_equal(shell(left[i]), 0);
+        done(TRAIN "b --resume");
+        same_runs("r", "b");
+    }
 }
 
 /* What a killed run left behind goes; what nobody knows stays. */
@@ -582,6 +601,7 @@ int main(void)
         cmocka_unit_test(interrupted_twice),
         cmocka_unit_test(bad_input),
         cmocka_unit_test(back_to_the_one_before),
+        cmocka_unit_test(killed_at_the_start),
         cmocka_unit_test(what_lies_about),
         cmocka_unit_test(not_finite),
         cmocka_unit_test(a_full_disk),
