@@ -4,8 +4,9 @@
 # Builds the program with every compiler, optimisation level, vector width and
 # machine at hand (other machines run under qemu-user), lets each trace three
 # models, of which one is FP8 and one has MTP modules, generate from them
-# greedily, by sampling, with drafts and with FP8 activations, and quantise one,
-# and compares all that comes out with the first build's, byte for byte.
+# greedily, by sampling, with drafts and with FP8 activations, quantise one and
+# train one,
+# and compares all that comes out with that of the first build, byte for byte.
 # A compiler, emulator or instruction set that is absent is named as skipped.
 # usage: tests/identical.sh [NAME-PATTERN]
 set -u
@@ -61,8 +62,10 @@ run_all() {
             --top-k 20 --top-p 0.95 --seed 7 >"$out/$model-sampled" \
             2>/dev/null || return 1
     done
-    run_drafts "$1" "$2" && run_fp8 "$1" "$2" || return 1
-    (cd "$out" && cat ./*.safetensors ./*-greedy ./*-sampled quantized-*/* |
+    run_drafts "$1" "$2" && run_fp8 "$1" "$2" && run_train "$1" "$2" ||
+        return 1
+    (cd "$out" && cat ./*.safetensors ./*-greedy ./*-sampled quantized-*/* \
+        trained/step-00000003/* |
         sha256sum | cut -c1-16)
 }
 
@@ -89,6 +92,21 @@ run_fp8() {
         $program quantize tests/data/models/k3-v3 --scale-fmt $scale --force \
             -o "$out/quantized-$scale" || return 1
     done
+}
+
+# Three steps with all that a step has.
+run_train() {
+    program=$1 out=$2 dir=tests/data/models/mtp-two
+    printf '%s\n' 1,5,9,2,7,3,11,4,6 8,13,10,12,17,15,14,1,5 \
+        9,2,7,3,11,4,6,8,13 10,12,17,15,14,1,5,9,2 7,3,11,4,6,8,13,10,12 \
+        17,15,14,1,5,9,2,7,3 >"$out/ids.txt"
+    rm -rf "$out/trained"
+    $program train $dir/config.json docs/train.json --from $dir \
+        --ids-file "$out/ids.txt" --set sequence_length=8 \
+        --set total_tokens=48 --set batch_size=2 --set micro_batch=1 \
+        --set eval_every=0 --set eval_data=null --set warmup_steps=1 \
+        --set balance.gamma=0.001 --set adamw.moments=BF16 \
+        --set ema_decay=0.9 -o "$out/trained" 2>/dev/null
 }
 
 one() {
