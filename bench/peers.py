@@ -4,9 +4,9 @@ Models of the shape in 304m.json with random weights, and the shipped one:
 llama.cpp reads the same weights from GGUF files written here (FP8 against
 Q8_0, which is as wide), transformers reads the directory itself, and takes
 steps of training by tests/reference/learn.py. Text: Hugging Face's tokenizers.
-All are warm, in processes of their own that stay; runs
-alternate, so that each meets the same moods of the machine. Processor time;
-medians, and the median of the ratios of runs side by side.
+All are warm and stay; runs alternate, so that each meets the same moods of the
+machine. Processor time; medians, and the median of the ratios of runs side by
+side.
 
     pip install -r bench/requirements.txt
     make bench             builds what this asks, and runs it

@@ -37,6 +37,11 @@ SEQUENCES = 3           # of a step, two of them in one pass
 # As large as the main loss, or a mistake in them would not show.
 BALANCE = {'deepseek_v2': dict(alpha1=0.3, alpha2=0.5, alpha3=0.2),
            'deepseek_v3': dict(alpha=0.5)}
+# Other settings: (model, balance, capacity factor of token dropping).
+MORE = {'batch-wise': ('k3-v3', dict(batch_wise=True), 0),
+        'picks counted': ('mtp-two', dict(count_picks=True), 0),
+        'V2 dropping': ('k2-v2', {}, 0.9),
+        'V3 dropping': ('mtp-present', {}, 0.8)}
 
 
 # Asking deepseek -------------------------------------------------------------
@@ -93,8 +98,20 @@ def smallest_gap(learner, ties):
         if learner.balance['alpha']:
             best = -np.sort(-s, axis=1)[:, k - 1]
             found.extend(forward.gap(s, k)[:, -1] / best)
+        if learner.capacity:
+            found.extend(gaps_of_drops(learner, layer))
     found = np.array(found)
     return found[found != 0].min() if ties else found.min()
+
+
+def gaps_of_drops(learner, layer):
+    """Between the best dropped and the worst kept pair of each device."""
+    s, device = learner.picked_scores(layer)
+    keep = learner.kept(layer) > 0
+    for g in range(learner.balance['devices']):
+        lost, rest = s[(device == g) & ~keep], s[(device == g) & keep]
+        if len(lost):
+            yield float(rest.min() - lost.max())
 
 
 def draw_batch(learner, rows, ties):
@@ -126,16 +143,21 @@ def compare(want, got):
                                 for name in want}
 
 
-def of_autograd(path, dtype, balance, batch):
-    learner = learn.Learner(path, dtype, balance)
+def of_autograd(path, dtype, balance, capacity, batch):
+    learner = learn.Learner(path, dtype, balance, capacity=capacity)
     learner.total(learner.losses(batch)).backward()
     return learner.gradients()
 
 
-def of_deepseek(program, path, rows, balance, batch):
+def of_deepseek(program, path, rows, balance, capacity, batch):
+    """What looks at a whole pass has the step in one."""
+    whole = capacity or balance.get('batch_wise')
     with tempfile.TemporaryDirectory() as tmp:
         dump = os.path.join(tmp, 'grads.safetensors')
-        s = settings(rows, SEQUENCES, balance=balance)
+        s = settings(rows, SEQUENCES, balance=balance,
+                     micro_batch=SEQUENCES if whole else SEQUENCES - 1,
+                     token_dropping=dict(capacity_factor=capacity,
+                                         exempt_rate=0))
         ask(program, path, tmp, s, [batch], '--dump-grads', dump)
         return {name.removesuffix('.grad'): a
                 for name, a in load_file(dump).items()}
@@ -147,23 +169,26 @@ def times_theirs(far, rough):
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def compare_gradients(program, path, spec):
+def compare_gradients(program, path, spec, more, capacity):
     kind = forward.read_config(path)['model_type']
-    balance = dict(BALANCE[kind], devices=4, device_limit=2)
-    learner = learn.Learner(path, torch.float64, balance)
+    balance = dict(BALANCE[kind], devices=4, device_limit=2, **more)
+    learner = learn.Learner(path, torch.float64, balance, capacity=capacity)
     batch, losses = draw_batch(learner, spec['tokens'], 'ties' in spec)
     learner.total(losses).backward()
     want = learner.gradients()
     got = of_deepseek(program, path, spec['tokens'],
-                      balance if learner.gates else {}, batch)
-    _, rough = compare(want, of_autograd(path, torch.float32, balance, batch))
+                      balance if learner.gates else {}, capacity, batch)
+    _, rough = compare(want, of_autograd(path, torch.float32, balance,
+                                         capacity, batch))
     return *compare(want, got), rough
 
 
-def check_gradients(program, path, spec):
+def check_gradients(program, name, more, capacity):
+    path = os.path.join(HERE, '..', 'data', 'models', name)
+    spec = models.CASES[name]
     with tempfile.TemporaryDirectory() as tmp:
         bad, far, rough = compare_gradients(
-            program, without_announced(path, tmp), spec)
+            program, without_announced(path, tmp), spec, more, capacity)
     if 'ties' in spec:      # float32 breaks them as it likes
         rough = {}
     bad += [f'{name}: {e:.1e}, in PyTorch {rough.get(name, 0):.1e}'
@@ -178,13 +203,11 @@ def check_gradients(program, path, spec):
 
 
 def gradients(program, args):
-    failures = 0
-    for name, spec in models.CASES.items():
-        path = os.path.join(HERE, '..', 'data', 'models', name)
-        if args.only in (None, name) and spec['store'] != 'FP8':
-            failures += check_c.report(name, check_gradients, program, path,
-                                       spec)
-    return failures
+    plain = {name: (name, {}, 0) for name, spec in models.CASES.items()
+             if spec['store'] != 'FP8'}
+    return sum(check_c.report(title, check_gradients, program, *case)
+               for title, case in {**plain, **MORE}.items()
+               if args.only in (None, title))
 
 
 # Curves ----------------------------------------------------------------------

@@ -24,7 +24,7 @@ torch = hf.torch
 MODULE = ('enorm', 'hnorm', 'eh_proj', 'shared_head.norm')
 # As in train.json; alpha1-3: V2's losses, alpha: V3's.
 NONE = dict(alpha1=0, alpha2=0, alpha3=0, alpha=0, gamma=0, devices=1,
-            device_limit=1)
+            device_limit=1, batch_wise=False, count_picks=False)
 
 
 # The model -------------------------------------------------------------------
@@ -53,8 +53,9 @@ class Learner:
     it again."""
 
     def __init__(self, path, dtype, balance=(), mtp_lambda=0.3,
-                 implementation='eager'):
+                 implementation='eager', capacity=0):
         self.c, self.dtype = forward.read_config(path), dtype
+        self.capacity = capacity
         self.balance = dict(NONE, **dict(balance))
         self.mtp_lambda = mtp_lambda
         weights = forward.read_weights(path)
@@ -83,12 +84,17 @@ class Learner:
             yield
 
     def watch_gates(self):
-        """gates: layer -> (logits, ids) of the last pass."""
+        """gates: layer -> (logits, ids) of the last pass. A dropped pair has
+        no weight."""
         self.gates = {}
 
         def hook(layer):
             def keep(_module, _args, out):
-                self.gates[layer] = out[0], out[2]
+                logits, weights, ids = out
+                self.gates[layer] = logits, ids
+                if self.capacity:
+                    weights = weights * self.kept(layer)
+                return logits, weights, ids
             return keep
         for name, module in self.model.named_modules():
             if name.endswith('.gate'):
@@ -138,14 +144,34 @@ class Learner:
         return (logits.sigmoid() if self.c['scoring_func'] == 'sigmoid'
                 else logits.softmax(-1))
 
+    def picked_scores(self, layer):
+        """Of the chosen experts, and their devices."""
+        ids, d = self.gates[layer][1], self.balance['devices']
+        return (self.scores(layer).detach().gather(1, ids),
+                ids // (self.c['n_routed_experts'] // d))
+
+    def kept(self, layer):
+        """V2 2.2.4: 1, or 0 for the pairs with the lowest scores, as many as
+        exceed a device's budget."""
+        s, device = self.picked_scores(layer)
+        out, d = torch.ones_like(s), self.balance['devices']
+        budget = int(self.capacity * s.numel() / d)
+        for g in range(d):
+            pairs = (device == g).flatten().nonzero().flatten()
+            excess = max(len(pairs) - budget, 0)
+            out.view(-1)[pairs[s.view(-1)[pairs].argsort()[:excess]]] = 0
+        return out
+
     def balance_losses(self, layer, sequences):
         c, b = self.c, self.balance
         n, k = c['n_routed_experts'], c['num_experts_per_tok']
+        if b['batch_wise']:
+            sequences = 1
         s = self.scores(layer).view(sequences, -1, n)
         ids = self.gates[layer][1].view(sequences, -1, k)
         picked = torch.zeros_like(s).scatter(2, ids, 1)
         return torch.stack([
-            *v2_losses(s, picked, b, k), v3_loss(s, b['alpha'], k)])
+            *v2_losses(s, picked, b, k), v3_loss(s, picked, b, k)])
 
     def total(self, losses):
         """V3 (25), and the rest."""
@@ -206,12 +232,12 @@ def v2_losses(s, picked, b, k):
             b['alpha3'] * (f_sent * p_device).sum() / sequences)      # (29)
 
 
-def v3_loss(s, alpha, k):
+def v3_loss(s, picked, b, k):
     sequences, _, n = s.shape
     best = torch.zeros_like(s).scatter(2, hf.stable_topk(s.detach(), k)[1], 1)
-    f = n / k * best.mean(1)                                          # (18)
+    f = n / k * (picked if b['count_picks'] else best).mean(1)        # (18)
     p = (s / (s.sum(-1, keepdim=True) + 1e-20)).mean(1)          # (19), (20)
-    return alpha * (f * p).sum() / sequences                          # (17)
+    return b['alpha'] * (f * p).sum() / sequences                     # (17)
 
 
 # Steps -----------------------------------------------------------------------

@@ -261,13 +261,11 @@ def check(program, name):
     path = os.path.join(make_golden.HERE, '..', 'data', 'models', name)
     c, w = forward.load(path)
     ids, out = models.prompt(models.CASES[name]), []
-    depth = str(c['num_nextn_predict_layers'])
     for reading in (None, *READING):
         other = dict(c, **{reading: True}) if reading else c
         flags = ['--reading', READING[reading]] if reading else []
         for form in ('absorbed', 'naive'):
-            got = check_c.trace(program, path, ids, '--mtp', depth, '--mla',
-                                form, *flags)
+            got = check_c.trace(program, path, ids, '--mla', form, *flags)
             want, main = modules(other, w, ids)
             bad, _ = check_c.compare(dict(main, **want), got)
             out += [f'{form} {reading}: {line}' for line in bad]
