@@ -5,8 +5,8 @@
 # machine at hand (other machines run under qemu-user), lets each trace three
 # models, of which one is FP8 and one has MTP modules, generate from them
 # greedily, by sampling, with drafts and with FP8 activations, quantise one and
-# train one,
-# and compares all that comes out with that of the first build, byte for byte.
+# train one, and compares all that comes out with that of the first build, byte
+# for byte.
 # A compiler, emulator or instruction set that is absent is named as skipped.
 # usage: tests/identical.sh [NAME-PATTERN]
 set -u

@@ -658,6 +658,46 @@ static void check_copy(const char *from, DType dtype, Fp8Scope scope)
     model_close(&m);
 }
 
+/* One array, 64 bytes aligned; what is shared has no place of its own. */
+static void test_floats(void **state)
+{
+    static const char *const from[] = {
+        MODELS "k1-v2-lite", MODELS "k9-shapes", MODELS "fp8-ragged",
+        MODELS "mtp-two"};
+    (void)state;
+    for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
+        Model m, copy;
+        Error err;
+        TensorInfo a, b;
+        size_t n, end = 0;
+        must(model_open(&m, from[i], &err), &err);
+        must(model_floats(&copy, &m, &n, &err), &err);
+        assert_int_equal(n, model_numbers(&m.config));
+        TensorWalk x = tensor_walk(&m.config, &m);
+        TensorWalk y = tensor_walk(&copy.config, &copy);
+        while (tensor_next(&x, &a) && tensor_next(&y, &b)) {
+            bool shared = b.mtp && (b.kind == TENSOR_EMBED
+                                    || b.kind == TENSOR_HEAD);
+            assert_true(shared == (b.slot->data == NULL));
+            if (shared)
+                continue;
+            size_t at = (size_t)(matrix_numbers(b.slot)
+                                 - (float *)copy.copied);
+            assert_true(at % 16 == 0 && at >= end);
+            end = at + b.rows * b.cols;
+            float *p = values_of(a.slot);
+            must_equal_bits(matrix_numbers(b.slot), p, b.rows * b.cols,
+                            b.name);
+            free(p);
+        }
+        assert_true(end <= n);
+        assert_true(m.config.tie_word_embeddings
+                    == (copy.lm_head.data == copy.embed_tokens.data));
+        model_close(&copy);
+        model_close(&m);
+    }
+}
+
 static void test_copies(void **state)
 {
     static const char *const from[] = {
@@ -704,6 +744,7 @@ int main(void)
         cmocka_unit_test(test_announced_mtp), cmocka_unit_test(test_sharded),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_overflowing_scale),
+        cmocka_unit_test(test_floats),
         cmocka_unit_test(test_copies), cmocka_unit_test(test_copy_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, clean);

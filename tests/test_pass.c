@@ -262,6 +262,30 @@ static void want_dropping(Fixture *f)
     f->loss.exempt_rate = 0.3;
 }
 
+/* Pairs really are dropped here, and fewer where sequences are exempt. */
+static uint64_t count_dropped(double rate)
+{
+    Random r = random_seeded(5);
+    Fixture f;
+    Error err;
+    LossSums sums = {0};
+    setup(&f, MODELS "k2-v2", &r);
+    want_dropping(&f);
+    f.loss.exempt_rate = rate;
+    open_pass(&f, B, true);
+    must(pass_run(&f.pass, f.ids, B, &f.loss, &sums, NULL, NULL, &err),
+         &err);
+    teardown(&f);
+    return sums.dropped;
+}
+
+static void test_dropping(void **state)
+{
+    (void)state;
+    assert_true(count_dropped(0) > 0);
+    assert_int_equal(count_dropped(1), 0);
+}
+
 static void test_dropping_gradients(void **state)
 {
     Random r = test_random();
@@ -350,6 +374,105 @@ static void test_loss(void **state)
     }
 }
 
+/* -ln p of each row's target, from the logits of a trace. */
+typedef struct {
+    const int32_t *ids;
+    double nats[MAX_DRAFTS];
+} Seen;
+
+static int see_logits(void *context, const char *name, DType type,
+                      const void *values, int rank, const size_t *shape,
+                      Error *err)
+{
+    Seen *s = context;
+    size_t k = strtoul(name + strlen("mtp."), NULL, 10);
+    const float *row = values;
+    (void)type;
+    (void)err;
+    for (size_t t = 0; t < shape[0]; t++, row += shape[rank - 1]) {
+        double total = 0;
+        for (size_t i = 0; i < shape[rank - 1]; i++)
+            total += exp((double)row[i]);
+        s->nats[k - 1] += log(total) - (double)row[s->ids[t + k + 1]];
+    }
+    return 0;
+}
+
+/* The modules' losses are those of what `trace` shows, divided by T; in a model
+ * whose modules have no tables of their own. */
+static void check_modules(const char *dir, size_t D, Random *r)
+{
+    Fixture f;
+    Error err;
+    Seen seen = {0};
+    LossSums sums = {0};
+    setup(&f, dir, r);
+    open_pass(&f, B, true);
+    for (size_t b = 0; b < B; b++) {
+        SessionOptions o = {.ctx = T, .naive = true, .modules = D,
+                            .logit_rows = T,
+                            .trace = trace_to(see_logits, &seen,
+                                              "mtp.#.logits", &err)};
+        Session s;
+        Mtp m;
+        seen.ids = f.ids + b * (T + 1);
+        must(session_open(&s, &f.files, &o, &err), &err);
+        must(mtp_open(&m, &s, 0, false, &err), &err);
+        must(mtp_prompt(&m, seen.ids, T, NULL, &err), &err);
+        must(trace_close(o.trace, &err), &err);
+        mtp_close(&m);
+        session_close(&s);
+    }
+    must(pass_run(&f.pass, f.ids, B, &f.loss, &sums, NULL, NULL, &err),
+         &err);
+    for (size_t k = 0; k < D; k++)
+        if (fabs(sums.mtp[k] - seen.nats[k] / (B * T)) > 1e-5)
+            fail_msg("module %zu: wanted a loss of %g, found %g", k + 1,
+                     seen.nats[k] / (B * T), sums.mtp[k]);
+    teardown(&f);
+}
+
+static void test_module_losses(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    check_modules(MODELS "mtp-two", 2, &r);
+}
+
+/* Of a step of twice as many sequences each has half the weight; and a second
+ * step knows nothing of the first. */
+static void test_weight_of_a_sequence(void **state)
+{
+    Random r = test_random();
+    (void)state;
+    for (size_t i = 0; i < MODELS_N; i++) {
+        Fixture f;
+        Error err;
+        LossSums one = {0}, half = {0};
+        setup(&f, models[i], &r);
+        want_balance(&f);
+        open_pass(&f, B, true);
+        float *first = test_alloc(f.n, sizeof *first);
+        float *grads = f.grads.copied;
+        gradient(&f);
+        memcpy(first, grads, f.n * sizeof *first);
+        gradient(&f);
+        must_equal_bits(grads, first, f.n, "a second step");
+        must(pass_run(&f.pass, f.ids, B, &f.loss, &one, NULL, NULL, &err),
+             &err);
+        f.loss.step_sequences *= 2;
+        must(pass_run(&f.pass, f.ids, B, &f.loss, &half, NULL, NULL, &err),
+             &err);
+        assert_true(fabs(total_of(&f, &one) - 2 * total_of(&f, &half))
+                    < 1e-12);
+        gradient(&f);
+        for (size_t k = 0; k < f.n; k++)
+            assert_true(fabsf(grads[k] * 2 - first[k]) < 1e-30f);
+        free(first);
+        teardown(&f);
+    }
+}
+
 /* Every token of a step goes to K experts in every layer, its gradient is that
  * of the loads it made; a module sees one token less. */
 static void test_loads(void **state)
@@ -428,10 +551,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_balance_gradients),
+        cmocka_unit_test(test_dropping),
         cmocka_unit_test(test_dropping_gradients),
         cmocka_unit_test(test_readings),
         cmocka_unit_test(test_same_bits),
         cmocka_unit_test(test_loss),
+        cmocka_unit_test(test_module_losses),
+        cmocka_unit_test(test_weight_of_a_sequence),
         cmocka_unit_test(test_loads),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_refusals),

@@ -314,6 +314,80 @@ static void test_average(void **state)
     teardown(&f);
 }
 
+/* Rates are those of the tokens before a step. */
+static void test_schedules(void **state)
+{
+    Fixture f;
+    TrainSettings s = settings();
+    (void)state;
+    s.gamma = (Schedule){2, {{4 * T, SHAPE_CONSTANT, 0.5, 0.5},
+                             {UINT64_MAX, SHAPE_CONSTANT, 0.25, 0.25}}};
+    s.mtp_lambda = s.gamma;
+    s.learning_rate = s.gamma;
+    s.warmup_steps = 0;
+    s.batch_size = (Schedule){2, {{4 * T, SHAPE_CONSTANT, 4, 4},
+                                  {UINT64_MAX, SHAPE_CONSTANT, 3, 3}}};
+    setup(&f, MODELS "mtp-two", s, 1);
+    StepReport r = one_step(&f);
+    assert_true(r.gamma == 0.5 && r.lambda == 0.5 && r.lr == 0.5);
+    assert_true(r.sequences == 4 && r.tokens == 4 * T);
+    r = one_step(&f);
+    assert_true(r.gamma == 0.25 && r.lambda == 0.25 && r.lr == 0.25);
+    assert_true(r.sequences == 3 && r.tokens == 7 * T);
+    teardown(&f);
+}
+
+/* The number of a sequence in the run, not in its pass, exempts it. Nothing is
+ * dropped when a model is evaluated. */
+static void test_exempt(void **state)
+{
+    Fixture f, g;
+    Error err;
+    LossSums a, b;
+    TrainSettings s = settings();
+    size_t yes = 0;
+    (void)state;
+    s.capacity_factor = 0.5;
+    s.exempt_rate = 0.5;
+    s.micro_batch = 1;
+    for (s.seed = 0; s.seed < 20; s.seed++) {
+        setup(&f, MODELS "k2-v2", s, 1);
+        one_step(&f);
+        one_step(&f);
+        assert_true(f.trainer.pass.exempt[0] == drop_exempt(s.seed, 7, 0.5));
+        yes += f.trainer.pass.exempt[0];
+        teardown(&f);
+    }
+    assert_true(yes > 0 && yes < 20);
+    setup(&f, MODELS "k2-v2", s, 1);
+    s.capacity_factor = 0;
+    setup(&g, MODELS "k2-v2", s, 1);
+    must(train_evaluate(&f.trainer, draw, &f.source, 4, &a, &err), &err);
+    must(train_evaluate(&g.trainer, draw, &g.source, 4, &b, &err), &err);
+    assert_true(a.main == b.main && a.dropped == 0);
+    teardown(&f);
+    teardown(&g);
+}
+
+static void test_bytes(void **state)
+{
+    Fixture f;
+    TrainSettings s = settings();
+    PassOptions o = {4, T, false};
+    (void)state;
+    s.ema_decay = 0.5;
+    setup(&f, MODELS "k3-v3", s, 1);
+    const Config *c = &f.files.config;
+    size_t n = f.trainer.n, pass = pass_bytes(c, &o);
+    assert_int_equal(train_bytes(c, &s), n * (3 * 4 + 8) + pass);
+    s.ema_decay = 0;
+    s.moments = DT_BF16;
+    assert_int_equal(train_bytes(c, &s), n * (2 * 4 + 4) + pass);
+    s.recompute = true;
+    assert_true(train_bytes(c, &s) < n * (2 * 4 + 4) + pass);
+    teardown(&f);
+}
+
 static void test_not_finite(void **state)
 {
     Fixture f;
@@ -340,6 +414,9 @@ int main(void)
         cmocka_unit_test(test_learns),
         cmocka_unit_test(test_evaluation_changes_nothing),
         cmocka_unit_test(test_average),
+        cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_exempt),
+        cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
