@@ -182,7 +182,8 @@ static int reach(Vocabulary *v, uint32_t id, Error *err)
 static int refuse_token(const Vocabulary *v, const char *text, size_t n,
                         uint32_t id, Error *err)
 {
-    int shown = n < 80 ? (int)n : 80;
+    size_t left = v->room - v->used, there = n < left ? n : left;
+    int shown = there < 80 ? (int)there : 80;
     if (id >= TOKEN_LIMIT || n > TOKEN_LONGEST)
         return fail(err, "token %.*s: wanted an id below %d and at most %d "
                     "bytes, found %lu and %zu", shown, text, TOKEN_LIMIT,
@@ -190,7 +191,7 @@ static int refuse_token(const Vocabulary *v, const char *text, size_t n,
     if (vocabulary_token(v, id) != NULL)
         return fail(err, "token %.*s: its id %lu belongs to another", shown,
                     text, (unsigned long)id);
-    if (v->n_tokens == v->most_tokens || n > v->room - v->used)
+    if (v->n_tokens == v->most_tokens || n > left)
         return fail(err, "token %.*s: no room", shown, text);
     return 0;
 }
