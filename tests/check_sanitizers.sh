@@ -8,14 +8,14 @@
 # fails the test program. What is absent is named as skipped.
 #
 # Valgrind is some 30 times slower and takes long double for double. It leaves
-# out the tests of LEFT_OUT: test_cli, test_malformed and test_precision, which
-# run other programs; test_maths, which measures in long double; and the
-# longest, whose code runs in others.
+# out the tests of LEFT_OUT: test_cli, test_malformed, test_precision and
+# test_train_run, which run other programs; test_maths, which measures in long
+# double; and the longest, whose code runs in others.
 # usage: tests/check_sanitizers.sh [asan|msan|memcheck...]
 set -u
-LEFT_OUT='test_cli test_malformed test_precision test_maths test_deepseek
-test_json test_kernels test_mla test_model test_moe test_mtp test_pass
-test_pretoken'
+LEFT_OUT='test_cli test_malformed test_precision test_train_run test_maths
+test_deepseek test_json test_kernels test_mla test_model test_moe test_mtp
+test_pass test_pretoken test_train'
 root=build/sanitize
 flags='-g -O1 -fno-omit-frame-pointer'
 failed=0
