@@ -6,6 +6,7 @@
  * would, and creates the file FAULT_MARK; without it all calls go through. */
 #include "base/device.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -76,6 +77,7 @@ static void spoil(FILE *stream)
 #define FAILED_fstat64 (-1)
 #define FAILED_mmap64 MAP_FAILED
 #define FAILED_mkdir (-1)
+#define FAILED_opendir NULL
 #define FAILED_getc EOF
 #define FAILED_getchar EOF
 
@@ -102,6 +104,7 @@ WRAP(void *, mmap64,
      (void *p, size_t n, int prot, int flags, int fd, off64_t at),
      (p, n, prot, flags, fd, at), ENOMEM, )
 WRAP(int, mkdir, (const char *path, mode_t mode), (path, mode), EACCES, )
+WRAP(DIR *, opendir, (const char *path), (path), EMFILE, )
 
 WRAP(int, getc, (FILE *s), (s), EIO, spoil(s))
 WRAP(int, getchar, (void), (), EIO, spoil(stdin))
