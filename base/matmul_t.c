@@ -185,12 +185,14 @@ static Ahead next_span(const Matrix *w, size_t r, size_t n, size_t k)
 }
 
 /* n rows of w from r on, `width` columns from k on; the panel is filled where
- * w is not F32, or its last columns are less than a piece. */
+ * w is not F32, or its last columns are less than a piece, or its rows lie so
+ * that they would drive each other out of the first cache. */
 static Rows rows_of(float *panel, const Matrix *w, size_t r, size_t n,
                     size_t k, size_t width)
 {
-    if (w->dtype == DT_F32 && width % PIECE == 0)
-        return (Rows){at(w, r, k), w->stride * sizeof *panel, n};
+    size_t row_bytes = w->stride * sizeof *panel;
+    if (w->dtype == DT_F32 && width % PIECE == 0 && row_bytes % 2048 != 0)
+        return (Rows){at(w, r, k), row_bytes, n};
     fill_span(panel, w, r, n, k, width);
     return (Rows){(const unsigned char *)panel, SPAN * sizeof *panel, n};
 }
