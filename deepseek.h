@@ -3,6 +3,8 @@
  *   main.c -> mtp.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
  *             config.c, model.c, checkpoint.c, cost.c --> fp8.c --> base/
  *             chat.c, data.c -> tokenizer.c --------> base/
+ *   main.c -> train.c -> pass.c -> mtp.c, deepseek.c, balance.c
+ *             train.c -> adamw.c, schedule.c, settings.c
  *
  * No file calls up. A layer function takes out, in, weights, config, (tokens,
  * position), cache, activations, in this order; it reads no globals, allocates

@@ -1322,7 +1322,9 @@ static pid_t start(const char *words, int out)
     snprintf(line, sizeof line, "exec ./deepseek %s 2>err </dev/null", words);
     pid_t child = fork();
     if (child == 0) {
-        signal(SIGINT, SIG_DFL);
+        signal(SIGINT, SIG_DFL);   /* a shell and nohup may ignore them */
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
         if (dup2(out, 1) == 1)
             execl("/bin/sh", "sh", "-c", line, (char *)NULL);
         _exit(99);
