@@ -283,6 +283,26 @@ static int write_texts(const Training *r, Error *err)
          : write_in_run(r, "generation_config.json", write_generation, err);
 }
 
+static int check_ids_of(const Source *s, uint64_t hash, const char *dir,
+                        Error *err)
+{
+    return s->data.path == NULL || s->data.info.tokenizer_hash == hash ? 0
+         : fail(err, "%s: wanted ids by %s/tokenizer.json, found another "
+                "tokenizer's", s->path, dir);
+}
+
+/* That the tokenizer in this directory made the data, if it has one. */
+static int check_tokenizer(const Training *r, const char *dir, Error *err)
+{
+    uint64_t hash;
+    int has = dir_has(dir, "tokenizer.json", err);
+    if (has <= 0)
+        return has;
+    return tokenizer_hash(dir, &hash, err) != 0
+           || check_ids_of(&r->source, hash, dir, err) != 0
+           || check_ids_of(&r->eval, hash, dir, err) != 0 ? -1 : 0;
+}
+
 /* Weights in F32 that training begins with, in a directory that goes again. */
 static int draw(Training *r, Error *err)
 {
@@ -308,7 +328,8 @@ static int write_run(Training *r, Error *err)
     if (make_dir(run, err) != 0
         || write_in_run(r, "train.json", write_settings, err) != 0
         || write_in_run(r, "config.json", write_config, err) != 0
-        || write_texts(r, err) != 0)
+        || write_texts(r, err) != 0
+        || check_tokenizer(r, run, err) != 0)
         return -1;
     int status = r->a->from != NULL ? open_from(r, r->a->from, err)
                                     : draw(r, err);
@@ -333,7 +354,8 @@ static int begin(Training *r, Error *err)
     return -1;
 }
 
-/* That config.json and train.json of RUN are those of the line. */
+/* That config.json, train.json and tokenizer of RUN are those of the line and
+ * its data. */
 static int check_run(const Training *r, Error *err)
 {
     const char *run = r->a->output;
@@ -350,7 +372,7 @@ static int check_run(const Training *r, Error *err)
         settings_free(&was);
     }
     free(path);
-    return status;
+    return status != 0 ? -1 : check_tokenizer(r, run, err);
 }
 
 static int refuse_name(void *run, const char *name, Error *err)
@@ -535,7 +557,8 @@ static int train(Training *r, Error *err)
 static int dump(Training *r, Error *err)
 {
     const Arguments *a = r->a;
-    if (open_from(r, a->from, err) != 0
+    if (check_tokenizer(r, a->from, err) != 0
+        || open_from(r, a->from, err) != 0
         || train_gradient(&r->trainer, taking(r), &r->source, &r->report,
                           err) != 0
         || file_check_mapped(err) != 0)

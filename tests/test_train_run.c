@@ -37,6 +37,10 @@ static int begin(void **state)
         return -1;
     done("prepare data/tiny corpus -o t.bin");
     done("prepare data/tiny part -o e.bin");
+    if (shell("mkdir spaced && cp data/tiny/*.json spaced && echo "
+              ">>spaced/tokenizer.json") != 0)
+        return -1;
+    done("prepare spaced corpus -o s.bin");
     return 0;
 }
 
@@ -339,6 +343,15 @@ static const Case cases[] = {
      " as b/train.json has, found 8"},
     {"", TRAIN "b --resume --set data=e.bin", STATE ": was trained on other "
      "data than e.bin"},
+    {"", TRAIN "c --set data=s.bin", "s.bin: wanted ids by c/tokenizer.json, "
+     "found another tokenizer's"},
+    {"", TRAIN "c --set eval_data=s.bin", "s.bin: wanted ids by "
+     "c/tokenizer.json, found another tokenizer's"},
+    {"", TRAIN "b --resume --set eval_data=s.bin", "s.bin: wanted ids by "
+     "b/tokenizer.json, found another tokenizer's"},
+    {"", "train data/tiny/config.json t.json --dump-grads g --set data=s.bin "
+     "--from b/step-00000012", "s.bin: wanted ids by b/step-00000012/"
+     "tokenizer.json, found another tokenizer's"},
     {"", "train other.json t.json -o b --resume", "other.json: wanted "
      "\"first_k_dense_replace\": 1, as b has, found "
      "\"first_k_dense_replace\": 0"},
