@@ -7,14 +7,16 @@
  *   NAME.ema         the moving average, if there is one
  *   NAME.f32         the master weight, if the model's file has not F32
  *
- * and in its metadata step, tokens, the place in the data, and hashes of
- * settings and data. That is all a step depends on (train.c).
+ * and in its metadata step, tokens, the place in the data, hashes of settings
+ * and data, and one of these numbers. That is all a step depends on (train.c).
  *
  * Invariants: a directory is written as step-00000250.tmp, file by file, each
  * on the disk before the next; then it is renamed. So what is called
  * step-00000250 is whole, whenever the run was killed. One that is to go is
  * renamed first, too. What is called *.tmp is nobody's. */
 #include "deepseek.h"
+
+#include "base/hash.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -139,10 +141,19 @@ static Parts parts_of(const Trainer *t, DType weights)
     return p;
 }
 
-enum { STEP, TOKENS, EPOCH, INDEX, DATA, SETTINGS, NUMBERS };
+enum { STEP, TOKENS, EPOCH, INDEX, DATA, SETTINGS, HASH, NUMBERS };
 
 static const char *const keys[NUMBERS] = {"step", "tokens", "epoch", "index",
-                                          "data", "settings"};
+                                          "data", "settings", "hash"};
+
+/* Of those before it. */
+static uint64_t hash_of(const uint64_t *values)
+{
+    uint64_t hash = HASH_START;
+    for (size_t i = 0; i < HASH; i++)
+        hash = hash_number(hash, values[i]);
+    return hash;
+}
 
 /* What a state's own file is written from. */
 typedef struct {
@@ -156,12 +167,13 @@ static int write_state(void *context, const char *path, Error *err)
     const State *s = context;
     const Trainer *t = s->trainer;
     uint64_t values[NUMBERS] = {t->step, t->tokens, s->place->at.epoch,
-                                s->place->at.index, s->place->hash, 0};
+                                s->place->at.index, s->place->hash};
     const char *metadata[2 * NUMBERS + 3] = {"format", format_name};
     char texts[NUMBERS][24];
     Parts p = parts_of(t, s->dtype);
     if (settings_hash(t->settings, &values[SETTINGS], err))
         return -1;
+    values[HASH] = hash_of(values);
     for (size_t i = 0; i < NUMBERS; i++) {
         snprintf(texts[i], sizeof *texts, "%" PRIu64, values[i]);
         metadata[2 * i + 2] = keys[i];
@@ -239,15 +251,11 @@ static int read_number(const Safetensors *st, const char *key,
                 st->paths[0], key, text);
 }
 
-/* Step, tokens and place; that they are of this format, these settings and
- * these data. */
-static int read_numbers(Trainer *t, TrainPlace *place, const Safetensors *st,
-                        Error *err)
+/* All of them, as they were written. */
+static int read_values(const Safetensors *st, uint64_t *values, Error *err)
 {
-    uint64_t values[NUMBERS], settings;
     char format[40];
-    if (st_metadata(st, "format", format, sizeof format, err)
-        || settings_hash(t->settings, &settings, err))
+    if (st_metadata(st, "format", format, sizeof format, err))
         return -1;
     if (strcmp(format, format_name) != 0)
         return fail(err, "%s: wanted the format %s, found %s", st->paths[0],
@@ -255,6 +263,21 @@ static int read_numbers(Trainer *t, TrainPlace *place, const Safetensors *st,
     for (size_t i = 0; i < NUMBERS; i++)
         if (read_number(st, keys[i], &values[i], err))
             return -1;
+    if (values[HASH] != hash_of(values))
+        return fail(err, "%s: metadata: hash: wanted %" PRIu64 ", which the"
+                    " numbers beside it have, found %" PRIu64, st->paths[0],
+                    hash_of(values), values[HASH]);
+    return 0;
+}
+
+/* Step, tokens and place; that they are of these settings and these data. */
+static int read_numbers(Trainer *t, TrainPlace *place, const Safetensors *st,
+                        Error *err)
+{
+    uint64_t values[NUMBERS], settings;
+    if (read_values(st, values, err)
+        || settings_hash(t->settings, &settings, err))
+        return -1;
     if (values[SETTINGS] != settings)
         return fail(err, "%s: is from a run with other settings",
                     st->paths[0]);

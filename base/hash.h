@@ -16,4 +16,14 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n)
     return hash;
 }
 
+/* Eight bytes, the lowest first. */
+static inline uint64_t hash_number(uint64_t hash, uint64_t x)
+{
+    for (int i = 0; i < 8; i++) {
+        unsigned char byte = (unsigned char)(x >> 8 * i);
+        hash = hash_bytes(hash, &byte, 1);
+    }
+    return hash;
+}
+
 #endif

@@ -118,11 +118,7 @@ static uint64_t fingerprint(const File *file)
 {
     enum { SPAN = 1 << 16 };
     size_t n = file->size < SPAN ? file->size : SPAN;
-    uint64_t size = file->size, hash = HASH_START;
-    for (int i = 0; i < 8; i++) {
-        unsigned char byte = (unsigned char)(size >> 8 * i);
-        hash = hash_bytes(hash, &byte, 1);
-    }
+    uint64_t hash = hash_number(HASH_START, file->size);
     hash = hash_bytes(hash, file->data, n);
     return hash_bytes(hash, file->data + file->size - n, n);
 }

@@ -326,6 +326,11 @@ typedef struct {
     const char *words, *message;
 } Case;
 
+/* Changes the last digit of a number in the state's metadata. */
+#define NUMBER(key, end) "s/\\(\"" key "\":\"[0-9]*\\)" end
+#define ANOTHER(key) "LC_ALL=C sed -i '" NUMBER(key, "0\"/\\1x\"/;") \
+    NUMBER(key, "[1-9]\"/\\10\"/;") NUMBER(key, "x\"/\\11\"/' ") STATE
+
 #define STATE "b/step-00000012/training.safetensors"
 #define GO_ON TRAIN "b --resume --set total_tokens=960"
 
@@ -370,6 +375,13 @@ static const Case cases[] = {
     {"head -c 100000 " STATE " >x; mv x " STATE, GO_ON, STATE},
     {"sed -i 's/\"step\":\"12\"/\"step\":\"1x\"/' " STATE, GO_ON, STATE
      ": metadata: step: wanted a whole number, found 1x"},
+    {ANOTHER("step"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("tokens"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("epoch"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("index"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("data"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("settings"), GO_ON, STATE ": metadata: hash"},
+    {ANOTHER("hash"), GO_ON, STATE ": metadata: hash"},
     {"sed -i 's/\"epoch\"/\"epuch\"/' " STATE, GO_ON, STATE
      ": metadata: wanted a short text for epoch"},
     {"sed -i 's/training 1/training 2/' " STATE, GO_ON, STATE ": wanted the "
