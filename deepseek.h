@@ -232,6 +232,14 @@ int model_find_not_finite(const Model *m, Error *err);
 int model_init(const Config *c, const char *config_path, const char *dir,
                bool force, DType dtype, uint64_t seed, double std,
                Error *err);
+/* The same with weights of the caller's: values of rows r … r+rows-1, asked for
+ * in order, 128 at a time. random: the tensor's stream, going on from row to
+ * row. config_path may be NULL: no tokenizer. */
+typedef void ModelDraw(float *values, const TensorInfo *info, size_t r,
+                       size_t rows, Random *random, const void *design);
+int model_draw(const Config *c, const char *config_path, const char *dir,
+               bool force, DType dtype, uint64_t seed, ModelDraw *draw,
+               const void *design, Error *err);
 /* A new directory with the weights of m, which was opened from `from`.
  * F8_E4M3: the official layout, Linear weights in FP8 with scales of 128×128,
  * the rest BF16; ue8m0: those scales are powers of two. BF16: no FP8 at all,
@@ -663,6 +671,9 @@ typedef enum {
 } Stage;
 int session_trace(Session *s, Stage stage, size_t layer, size_t T,
                   size_t pos, Error *err);
+/* What the sides of a traced tensor are, by the config's keys: returns the
+ * rank, or 0 for a name that is in no trace. */
+int session_axes(const Session *s, const char *name, const char *axes[3]);
 
 typedef struct {
     Sampler sampler;
@@ -1101,6 +1112,7 @@ typedef struct {
     float *dhead;        /* (V, d)  a tied head's, until the step ends */
     float *logits;       /* (some rows, V) */
     BlockGrads grads;
+    double *balance;     /* (L+D, BALANCE_LOSSES)  until the step ends */
     double *balance_work;
     uint64_t *drop_work;
     bool *exempt;        /* (B) */
@@ -1120,7 +1132,7 @@ typedef struct {
 typedef struct {
     double main;             /* nats a token */
     double mtp[MAX_DRAFTS];  /* L_MTP^k of V3 (24), without λ/D */
-    double balance[BALANCE_LOSSES];
+    double balance[BALANCE_LOSSES];  /* sums over layers, by pass_finish */
     uint64_t dropped;        /* pairs */
 } LossSums;
 
@@ -1136,8 +1148,9 @@ size_t pass_bytes(const Config *c, const PassOptions *o);
  * error that names where it was met first. */
 int pass_run(Pass *p, const int32_t *ids, size_t n, const PassLoss *l,
              LossSums *losses, Model *grads, uint64_t *load, Error *err);
-/* After the last pass of a step: a tied head's gradient joins. */
-void pass_finish(Pass *p, Model *grads);
+/* After the last pass of a step: balance losses of the layers and, with grads,
+ * a tied head's gradient join. */
+void pass_finish(Pass *p, LossSums *losses, Model *grads);
 
 /* adamw.c: one step of the optimiser ---------------- V2 §3.1.2, V3 §4.2 */
 

@@ -263,6 +263,8 @@ static void lay_out(Arena *m, Pass *p, const Config *c)
     p->dhead = c->tie_word_embeddings ? floats(m, c->vocab_size * d) : NULL;
     p->logits = floats(m, rows * c->vocab_size);
     take_grads(m, &p->grads, c, R, o->T);
+    p->balance = take(m, (c->num_hidden_layers + stages - 1) * BALANCE_LOSSES,
+                      sizeof *p->balance);
     p->balance_work = take(m, 4 * c->n_routed_experts, sizeof(double));
     p->drop_work = take(m, R * c->num_experts_per_tok, sizeof(uint64_t));
     p->exempt = take(m, o->sequences, sizeof *p->exempt);
@@ -450,8 +452,9 @@ static void balance_layer(const Run *r, size_t layer, size_t k,
         return;
     if (dscores)
         memset(dscores, 0, n * N * sizeof *dscores);
-    balance_losses(losses->balance, dscores, &routes, &r->l->balance,
-                   1 / (double)r->l->step_sequences, p->balance_work);
+    balance_losses(p->balance + layer * BALANCE_LOSSES, dscores, &routes,
+                   &r->l->balance, 1 / (double)r->l->step_sequences,
+                   p->balance_work);
     if (load)
         balance_count(load + layer * N, a->topk_ids,
                       n * r->c->num_experts_per_tok);
@@ -592,11 +595,13 @@ static int explain(const Run *r, const LossSums *losses, Error *err)
 
 static int check_losses(const Run *r, const LossSums *losses, Error *err)
 {
+    size_t D = r->c->num_nextn_predict_layers;
+    size_t layers = r->c->num_hidden_layers + D;
     double total = losses->main;
-    for (size_t k = 0; k < r->c->num_nextn_predict_layers; k++)
+    for (size_t k = 0; k < D; k++)
         total += losses->mtp[k];
-    for (size_t i = 0; i < BALANCE_LOSSES; i++)
-        total += losses->balance[i];
+    for (size_t i = 0; i < layers * BALANCE_LOSSES; i++)
+        total += r->pass->balance[i];
     return isfinite(total) ? 0 : explain(r, losses, err);
 }
 
@@ -626,13 +631,26 @@ int pass_run(Pass *p, const int32_t *ids, size_t n, const PassLoss *l,
     return check_losses(&r, losses, err);
 }
 
-void pass_finish(Pass *p, Model *grads)
+/* A layer's balance losses are sums over sequences; those of all layers are
+ * added up now, so that passes do not tell. */
+static void finish_losses(Pass *p, LossSums *losses)
 {
     const Config *c = &p->model->config;
-    float *dw = matrix_numbers(&grads->embed_tokens);
+    size_t n = c->num_hidden_layers + c->num_nextn_predict_layers;
+    for (size_t i = 0; i < n * BALANCE_LOSSES; i++) {
+        losses->balance[i % BALANCE_LOSSES] += p->balance[i];
+        p->balance[i] = 0;
+    }
+}
+
+void pass_finish(Pass *p, LossSums *losses, Model *grads)
+{
+    const Config *c = &p->model->config;
     size_t n = c->vocab_size * c->hidden_size;
-    if (!p->dhead)
+    finish_losses(p, losses);
+    if (!grads || !p->dhead)
         return;
+    float *dw = matrix_numbers(&grads->embed_tokens);
     add(dw, dw, p->dhead, n);
     memset(p->dhead, 0, n * sizeof *dw);
 }

@@ -134,8 +134,7 @@ static int run_passes(Trainer *t, NextSequence *next, void *context,
         l->sequence += b;
         i += b;
     }
-    if (grads)
-        pass_finish(&t->pass, grads);
+    pass_finish(&t->pass, losses, grads);
     return 0;
 }
 

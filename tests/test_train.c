@@ -86,7 +86,19 @@ static void must_equal_state(const Trainer *a, const Trainer *b)
     assert_true(a->step == b->step && a->tokens == b->tokens);
 }
 
-/* Passes of 4, 3 (and 1), 2 and 1 sequences; recomputed or kept. */
+/* With all of the balance losses. */
+static TrainSettings balanced(size_t micro_batch, bool recompute)
+{
+    TrainSettings s = settings();
+    for (size_t i = 0; i < BALANCE_LOSSES; i++)
+        s.alpha[i] = schedule_constant(0.01);
+    s.micro_batch = micro_batch;
+    s.recompute = recompute;
+    return s;
+}
+
+/* Passes of 4, 3 (and 1), 2 and 1 sequences; recomputed or kept: the same
+ * state, and the same losses in every step. */
 static void test_passes(void **state)
 {
     Random random = test_random();
@@ -94,16 +106,16 @@ static void test_passes(void **state)
     (void)state;
     for (size_t i = 0; i < MODELS_N; i++) {
         Fixture a, b;
-        setup(&a, models[i], settings(), seed);
+        LossSums losses[STEPS];
+        setup(&a, models[i], balanced(4, false), seed);
         for (int k = 0; k < STEPS; k++)
-            one_step(&a);
+            losses[k] = one_step(&a).losses;
         for (size_t size = 1; size < 4; size++) {
-            TrainSettings s = settings();
-            s.micro_batch = size;
-            s.recompute = size % 2;
-            setup(&b, models[i], s, seed);
-            for (int k = 0; k < STEPS; k++)
-                one_step(&b);
+            setup(&b, models[i], balanced(size, size % 2), seed);
+            for (int k = 0; k < STEPS; k++) {
+                LossSums same = one_step(&b).losses;
+                assert_memory_equal(&same, &losses[k], sizeof same);
+            }
             must_equal_state(&a.trainer, &b.trainer);
             teardown(&b);
         }
