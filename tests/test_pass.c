@@ -204,7 +204,7 @@ static void check_tensor(Fixture *f, const TensorInfo *info, const float *g,
  * environment, as for sanitizers, a tenth of that. */
 static bool chosen(const TensorInfo *info, Random *r)
 {
-    size_t n = (info->routed ? 3 : 1) * (getenv("QUICK") ? 10 : 1);
+    size_t n = (info->routed ? 3u : 1u) * (getenv("QUICK") ? 10u : 1u);
     return info->slot->data && info->kind != TENSOR_BIAS
            && random_between(r, 1, n) == 1;
 }
