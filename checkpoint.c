@@ -3,8 +3,9 @@
  * A directory is a Hugging Face one: model.safetensors, config.json,
  * generation_config.json, and the tokenizer's files copied along. The walk of
  * model.c says which tensors there are. A source fills them, F8_BLOCK rows at
- * a time: random numbers (model_init), another model (model_quantize) or one in
- * memory (model_save); each strip is encoded for the file and written.
+ * a time: random numbers (model_init, model_draw), another model
+ * (model_quantize) or one in memory (model_save); each strip is encoded for the
+ * file and written.
  *
  * Invariants: a drawn tensor depends on its name and the seed alone. Memory
  * does not grow with the model. A directory is whole or not there: an error
@@ -32,7 +33,8 @@ typedef int Source(Draft *d, const TensorInfo *info, size_t r, size_t rows,
  * scales, which stay here until their turn. */
 struct Draft {
     const Config *config;
-    const char *from;    /* the config.json that tokenizer files lie beside */
+    const char *from;    /* the config.json that tokenizer files lie beside;
+                            NULL: there are none */
     Source *source;
     TensorInfo *infos;   /* (n): of the tensor, or of the weight of a scale */
     StSpec *specs;       /* (n) */
@@ -40,9 +42,10 @@ struct Draft {
     size_t n;
     DType dtype;
     bool ue8m0;          /* the scales to write */
-    Random random;       /* drawn: the stream of the tensor at hand */
+    ModelDraw *draw;     /* drawn: from the stream of the tensor at hand */
+    const void *design;
+    Random random;
     uint64_t seed;
-    float std;
     Model *model;        /* or NULL: where values are read */
     float *values;       /* F8_BLOCK rows of the widest tensor */
     void *coded;         /* the same, converted */
@@ -147,17 +150,10 @@ static Random stream_of(const TensorInfo *info, uint64_t seed)
 static int draw(Draft *d, const TensorInfo *info, size_t r, size_t rows,
                 Error *err)
 {
-    size_t n = rows * info->cols;
     (void)err;
     if (r == 0)
         d->random = stream_of(info, d->seed);
-    if (info->kind == TENSOR_BIAS)
-        memset(d->values, 0, n * sizeof *d->values);
-    else if (info->kind == TENSOR_NORM)
-        for (size_t i = 0; i < n; i++)
-            d->values[i] = 1;
-    else
-        random_normal(&d->random, d->values, n, d->std);
+    d->draw(d->values, info, r, rows, &d->random, d->design);
     return 0;
 }
 
@@ -387,7 +383,7 @@ static int write_directory(Draft *d, const char *dir, bool force, Error *err)
     if (!failed && !(failed = make_dir(dir, err))) {
         failed = write_weights(d, paths[0], force, err)
                  || write_configs(d, paths, force, err);
-        for (int i = COPIED; i < PART && !failed; i++)
+        for (int i = COPIED; i < PART && d->from && !failed; i++)
             failed = copy_beside(d->from, names[i], paths[i], force, err);
         if (d->part && !failed)
             failed = d->part(d->context, paths[PART], err);
@@ -403,13 +399,36 @@ static int write_directory(Draft *d, const char *dir, bool force, Error *err)
     return failed ? -1 : 0;
 }
 
+int model_draw(const Config *c, const char *config_path, const char *dir,
+               bool force, DType dtype, uint64_t seed, ModelDraw *draw_rows,
+               const void *design, Error *err)
+{
+    Draft d = {.config = c, .from = config_path, .source = draw,
+               .dtype = dtype, .ue8m0 = c->scale_fmt_ue8m0,
+               .draw = draw_rows, .design = design, .seed = seed};
+    return write_directory(&d, dir, force, err);
+}
+
+static void draw_normal(float *values, const TensorInfo *info, size_t r,
+                        size_t rows, Random *random, const void *std)
+{
+    size_t n = rows * info->cols;
+    (void)r;
+    if (info->kind == TENSOR_BIAS)
+        memset(values, 0, n * sizeof *values);
+    else if (info->kind == TENSOR_NORM)
+        for (size_t i = 0; i < n; i++)
+            values[i] = 1;
+    else
+        random_normal(random, values, n, *(const float *)std);
+}
+
 int model_init(const Config *c, const char *config_path, const char *dir,
                bool force, DType dtype, uint64_t seed, double std, Error *err)
 {
-    Draft d = {.config = c, .from = config_path, .source = draw,
-               .dtype = dtype, .ue8m0 = c->scale_fmt_ue8m0, .seed = seed,
-               .std = (float)std};
-    return write_directory(&d, dir, force, err);
+    float deviation = (float)std;
+    return model_draw(c, config_path, dir, force, dtype, seed, draw_normal,
+                      &deviation, err);
 }
 
 int model_quantize(const Model *m, const char *from, const char *dir,

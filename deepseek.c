@@ -562,6 +562,63 @@ int session_trace(Session *s, Stage stage, size_t layer, size_t T,
     return 0;
 }
 
+/* What a trace shows has no other sides. */
+static const char *const axis_names[EXTENTS] = {
+    [TOKENS] = "tokens", [ROWS_OUT] = "tokens", [SPAN] = "positions",
+    [VOCAB] = "vocab_size", [HIDDEN] = "hidden_size",
+    [PAIRS] = "qk_rope_head_dim/2", [Q_LORA] = "q_lora_rank",
+    [HEADS] = "num_attention_heads",
+    [D_QK] = "qk_nope_head_dim+qk_rope_head_dim",
+    [D_QUERY] = "kv_lora_rank+qk_rope_head_dim",
+    [D_CACHE] = "kv_lora_rank+qk_rope_head_dim", [D_C] = "kv_lora_rank",
+    [D_R] = "qk_rope_head_dim", [D_V] = "v_head_dim",
+    [INTER] = "intermediate_size", [EXPERTS] = "n_routed_experts",
+    [GROUPS] = "n_group", [TOPK] = "num_experts_per_tok",
+    [SHARED_INTER] = "n_shared_experts*moe_intermediate_size",
+};
+
+/* What follows the name's number: "model.layers.12.mlp", ".mlp"; NULL: it
+ * begins otherwise. */
+static const char *behind_number(const char *name, const char *prefix)
+{
+    size_t n = strlen(prefix), digits;
+    if (strncmp(name, prefix, n) != 0)
+        return NULL;
+    digits = strspn(name + n, "0123456789");
+    return digits ? name + n + digits : NULL;
+}
+
+static const Buffer *traced_as(Stage stage, const char *name)
+{
+    const char *rest = name;
+    if (stage == STAGE_MTP_LOGITS)
+        rest = behind_number(name, "mtp.");
+    else if (stage != STAGE_FIRST && stage != STAGE_LAST)
+        rest = behind_number(name, "model.layers.");
+    for (size_t i = 0; rest && i < stages[stage].n; i++) {
+        const Buffer *b = &stages[stage].rows[i];
+        if (b->name && strcmp(b->name, rest) == 0)
+            return b;
+    }
+    return NULL;
+}
+
+int session_axes(const char *name, bool naive, const char *axes[3])
+{
+    int rank = 0;
+    for (size_t stage = 0; stage < LENGTH(stages); stage++) {
+        const Buffer *b = traced_as((Stage)stage, name);
+        for (int i = 0; b && i < 3; i++)
+            if (b->shape[i] == D_QUERY && naive)
+                axes[rank++] = axis_names[D_QK];
+            else if (b->shape[i] != ONE)
+                axes[rank++] = axis_names[b->shape[i]];
+        if (b)
+            return rank;
+    }
+    return 0;
+}
+
 /* MLA of every sequence; h (B T, d) -> u (B T, d). */
 static void attend(float *u, const float *h, float *cache,
                    const LayerWeights *w, const Config *c, const Batch *b,

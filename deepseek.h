@@ -3,6 +3,7 @@
  *   main.c -> mtp.c -> deepseek.c -> mla.c, moe.c -> rope.c -> base/
  *             config.c, model.c, checkpoint.c, cost.c --> fp8.c --> base/
  *             chat.c, data.c -> tokenizer.c --------> base/
+ *   main.c -> golden.c -> mtp.c, checkpoint.c
  *   main.c -> train.c -> pass.c -> mtp.c, deepseek.c, balance.c
  *             train.c -> adamw.c, schedule.c, settings.c
  *
@@ -673,7 +674,7 @@ int session_trace(Session *s, Stage stage, size_t layer, size_t T,
                   size_t pos, Error *err);
 /* What the sides of a traced tensor are, by the config's keys: returns the
  * rank, or 0 for a name that is in no trace. */
-int session_axes(const Session *s, const char *name, const char *axes[3]);
+int session_axes(const char *name, bool naive, const char *axes[3]);
 
 typedef struct {
     Sampler sampler;
@@ -861,6 +862,48 @@ typedef struct {
 } CostRow;
 
 const CostRow *cost_rows(size_t *n);
+
+/* golden.c: packs that another engine is judged by ------------------------ */
+
+/* A row of the table of packs: docs/golden.md. */
+typedef struct {
+    const char *name;     /* "K3" */
+    unsigned version;     /* of its bytes */
+    const char *why;
+    void (*config)(Config *c);
+    /* Changes rows of a drawn tensor; or NULL. */
+    void (*design)(float *w, const TensorInfo *info, size_t rows,
+                   Random *random);
+    uint64_t seed;
+    float routed;         /* on the routed experts' down_proj, so that they
+                             count as much as the rest, whatever their g_i */
+    double margin;        /* no choice of experts or groups is narrower */
+    bool ties;            /* but for equal numbers */
+    size_t forced;        /* each fifth token is 7, 15, 23 …: so many */
+    const char *readings[5];  /* that have golden logits too; NULL ends them */
+} GoldenPack;
+
+enum { GOLDEN_TOKENS = 48, GOLDEN_WIDEST = 256 };
+
+const GoldenPack *golden_pack(size_t i);    /* NULL behind the last */
+const GoldenPack *golden_find(const char *name, Error *err);
+/* A new directory: a model, golden/golden.safetensors with every stage of a
+ * pass over GOLDEN_TOKENS tokens, golden/manifest.json. force: it may take the
+ * place of another pack. */
+int golden_make(const GoldenPack *p, const char *dir, bool force, Error *err);
+
+/* By how much experts, or groups, were chosen. */
+typedef struct {
+    double least;         /* between the last chosen and the next, over all
+                             tokens, but for ties; infinite: no choice */
+    size_t row;           /* where */
+    size_t ties;          /* tokens where the two were equal */
+} GoldenMargins;
+
+/* Of a traced tensor (rows, cols), F32, unaligned: *.gate.choice and
+ * *.gate.group_scores; all others choose nothing. cols <= GOLDEN_WIDEST. */
+void golden_margins(GoldenMargins *m, const Config *c, const char *name,
+                    const void *values, size_t rows, size_t cols);
 
 /* tokenizer.c: byte-level BPE, templates ------------- V2 §3.1.1, V3 §4.1 */
 
