@@ -3,6 +3,7 @@
 
 #include "base/vector.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -63,4 +64,18 @@ double median(double *a, size_t n)
 {
     qsort(a, n, sizeof *a, ascending);
     return a[n / 2];
+}
+
+double anonymous_memory(void)
+{
+    double kilobytes = 0;
+    char line[256];
+    FILE *f = fopen("/proc/self/status", "r");
+    if (f == NULL)
+        return 0;
+    while (fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "RssAnon: %lf", &kilobytes) == 1)
+            break;
+    fclose(f);
+    return kilobytes * 1024;
 }

@@ -19,5 +19,7 @@ double read_limit(const unsigned char *p, size_t n);
 double fma_limit(void);
 /* Sorts a. */
 double median(double *a, size_t n);
+/* Memory that no file backs, in bytes; 0 where the system does not tell. */
+double anonymous_memory(void);
 
 #endif

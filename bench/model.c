@@ -43,21 +43,6 @@ typedef struct {
     double table_bytes;      /* what opening the model took */
 } Bench;
 
-/* Memory that no file backs, in bytes; 0 where the system does not tell. */
-static double anonymous_memory(void)
-{
-    double kilobytes = 0;
-    char line[256];
-    FILE *f = fopen("/proc/self/status", "r");
-    if (f == NULL)
-        return 0;
-    while (fgets(line, sizeof line, f) != NULL)
-        if (sscanf(line, "RssAnon: %lf", &kilobytes) == 1)
-            break;
-    fclose(f);
-    return kilobytes * 1024;
-}
-
 /* Stored bytes of a weight, scales included. */
 static double stored_bytes(const Matrix *w)
 {

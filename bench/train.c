@@ -4,6 +4,8 @@
  *                                         of the FMA limit, memory
  *   train DIR SEQUENCES T MICRO_BATCH -   one step for each line of stdin,
  *                                         answered with its seconds
+ *   train DIR SEQUENCES T memory          a line for each option: memory beside
+ *                                         the mapped files
  *
  * The directory's weights, random ids, AdamW, all that a run has; with and
  * without recomputation. Operations are three times those of the forward pass,
@@ -53,20 +55,25 @@ static double timed_step(Trainer *t, Source *s)
     return cpu_seconds() - start;
 }
 
+static void must_open(Trainer *t, const Model *m, const TrainSettings *s)
+{
+    Error err;
+    if (train_open(t, m, s, &err)) {
+        fprintf(stderr, "train: %s\n", err.text);
+        exit(1);
+    }
+}
+
 static void measure(const Model *m, TrainSettings *s, size_t sequences,
                     bool recompute)
 {
     Trainer t;
-    Error err;
     double rates[SAMPLES], shares[SAMPLES];
     double tokens = (double)(sequences * s->sequence_length);
     Source source = {random_seeded(1), s->sequence_length,
                      m->config.vocab_size};
     s->recompute = recompute;
-    if (train_open(&t, m, s, &err)) {
-        fprintf(stderr, "train: %s\n", err.text);
-        exit(1);
-    }
+    must_open(&t, m, s);
     timed_step(&t, &source);
     for (size_t i = 0; i < SAMPLES; i++) {
         double limit = fma_limit();
@@ -85,13 +92,9 @@ static void measure(const Model *m, TrainSettings *s, size_t sequences,
 static void answer(const Model *m, TrainSettings *s)
 {
     Trainer t;
-    Error err;
     Source source = {random_seeded(1), s->sequence_length,
                      m->config.vocab_size};
-    if (train_open(&t, m, s, &err)) {
-        fprintf(stderr, "train: %s\n", err.text);
-        exit(1);
-    }
+    must_open(&t, m, s);
     timed_step(&t, &source);
     for (int c; (c = getchar()) != EOF;)
         if (c == '\n') {
@@ -101,21 +104,56 @@ static void answer(const Model *m, TrainSettings *s)
     train_close(&t);
 }
 
+/* Steps that touch all there is. */
+static void memory(const Model *m, const TrainSettings *s, const char *what)
+{
+    Trainer t;
+    Source source = {random_seeded(1), s->sequence_length,
+                     m->config.vocab_size};
+    double before = anonymous_memory();
+    must_open(&t, m, s);
+    timed_step(&t, &source);
+    printf("memory of %zu x %zu %8.1f MB by the formula, %.1f MB measured: "
+           "%s\n", schedule_sequences(&s->batch_size, 0), s->sequence_length,
+           (double)train_bytes(&m->config, s) / 1e6,
+           (anonymous_memory() - before) / 1e6, what);
+    train_close(&t);
+}
+
+static void memory_of_each(const Model *m, const TrainSettings *s)
+{
+    TrainSettings o = *s, all = *s;
+    memory(m, s, "all kept, F32 moments");
+    o.recompute = all.recompute = true;
+    memory(m, &o, "recomputed");
+    o = *s;
+    o.moments = all.moments = DT_BF16;
+    memory(m, &o, "BF16 moments");
+    o = *s;
+    o.ema_decay = 0.999;
+    memory(m, &o, "moving average");
+    o = *s;
+    o.micro_batch = all.micro_batch = 1;
+    memory(m, &o, "passes of one sequence");
+    memory(m, &all, "recomputed, BF16 moments, passes of one sequence");
+}
+
 int main(int argc, char **argv)
 {
     Model m;
     Error err;
+    bool of_memory = argc == 5 && strcmp(argv[4], "memory") == 0;
     TrainSettings s = {.total_tokens = UINT64_MAX, .clip = 1,
                        .adamw = {0.9, 0.95, 1e-8, 0.1}, .moments = DT_F32,
                        .devices = 1, .device_limit = 1};
     if (argc < 4 || argc > 6) {
         fprintf(stderr,
-                "usage: train DIR SEQUENCES T [MICRO_BATCH [-]]\n");
+                "usage: train DIR SEQUENCES T [MICRO_BATCH [-]|memory]\n");
         return 2;
     }
     size_t sequences = strtoul(argv[2], NULL, 10);
     s.sequence_length = strtoul(argv[3], NULL, 10);
-    s.micro_batch = argc > 4 ? strtoul(argv[4], NULL, 10) : sequences;
+    s.micro_batch = argc > 4 && !of_memory ? strtoul(argv[4], NULL, 10) : sequences;
     s.batch_size = schedule_constant((double)sequences);
     s.learning_rate = schedule_constant(1e-4);
     s.mtp_lambda = schedule_constant(0.3);
@@ -126,7 +164,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "train: %s\n", err.text);
         return 1;
     }
-    if (argc == 6) {
+    if (of_memory) {
+        memory_of_each(&m, &s);
+    } else if (argc == 6) {
         answer(&m, &s);
     } else {
         measure(&m, &s, sequences, false);

@@ -5,7 +5,8 @@
 # usage: tests/check_bench.sh
 set -u
 root=build/check-bench
-programs="$root/bench/kernels $root/bench/model $root/bench/tokenizer"
+programs="$root/bench/kernels $root/bench/model $root/bench/tokenizer
+$root/bench/train"
 DEEPSEEK=${DEEPSEEK:-./deepseek}
 export DEEPSEEK
 unset MAKEFLAGS # of a make that runs this
@@ -32,8 +33,11 @@ lines 14 "$root/bench/model" $model decode:8 prefill:8 curve:32 naive:32 \
     start:4 memory:64
 lines 1 "$root/bench/model" tests/data/models/mtp-two draft:8
 lines 2 serve 'prefill:8\ndecode:8\n' "$root/bench/model" $model
+lines 2 "$root/bench/train" $model 4 8
+lines 6 "$root/bench/train" $model 4 8 memory
+lines 2 serve '\n\n' "$root/bench/train" $model 4 8 2 -
 text=tests/data/fairy_excerpt.txt
 lines 2 "$root/bench/tokenizer" models/stories $text
 lines 3 serve "open\nencode $text\ndecode $text\n" \
     "$root/bench/tokenizer" models/stories
-echo "bench: models and tokenizers are measured"
+echo "bench: models, training and tokenizers are measured"
