@@ -59,6 +59,10 @@ title "304M, f32, 1.2 GB in the page cache; goal: 50 ms beyond a prefill"
 model "$work/f32" start:128
 title "memory beside the mapped file; goal: what the formula says"
 model "$work/f32" memory:4096
+title "training models/stories: operations three times those of a forward pass"
+"$programs/train" models/stories 16 256
+title "training's memory beside the mapped file; goal: what the formula says"
+"$programs/train" models/stories 8 256 memory
 title "long contexts: 4 layers of it; goal: time linear in the cache's bytes"
 model "$work/4-layers" decode:1024 decode:8192 decode:32768 decode:131072
 title "long prompts: absorbed (prompt) and naive; time of each length"
