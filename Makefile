@@ -11,12 +11,15 @@
 # WERROR 1: a warning is an error
 # BUILD  where objects go, PROGRAM what is linked: for builds side by side
 # PREFIX, DESTDIR: where `make install` puts things
+# TEXTS  what `make tiny` learns from; TINY where it puts tokenizer, data, run
 
 BUILD   = build
 PROGRAM = deepseek
 PREFIX  = /usr/local
 MODEL   = models/stories
 FUZZ    = 20
+TINY    = $(BUILD)/tiny
+TEXTS   =
 
 # The flags of its argument, if the compiler takes them without a word.
 accepts = $(shell mkdir -p $(BUILD) && echo 'int probe;' >$(BUILD)/probe.c && \
@@ -49,7 +52,7 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
 .PHONY: all portable run test check identical exhaustive fuzz coverage eva \
-        bench install clean help FORCE
+        bench tiny install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -88,6 +91,9 @@ eva: ## prove the absence of run-time errors, as far as it goes (frama-c)
 
 bench: $(PROGRAM) $(BENCHES) ## measure; beside peers, if PYTHON has them
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh bench/table.sh $(BUILD)/bench
+
+tiny: $(PROGRAM) ## train a model like the shipped one on TEXTS="a.txt b.txt"
+	DEEPSEEK=$(abspath $(PROGRAM)) sh models/tiny/train.sh $(TINY) $(TEXTS)
 
 install: $(PROGRAM) ## program, manual page and completion under PREFIX
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
