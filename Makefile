@@ -51,8 +51,8 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
           base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check identical exhaustive fuzz coverage eva \
-        bench tiny install clean help FORCE
+.PHONY: all portable run test check golden identical exhaustive fuzz coverage \
+        eva bench tiny install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -72,6 +72,9 @@ test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
 check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
 	@for check in $(CHECKS); do \
 	    DEEPSEEK=$(abspath $(PROGRAM)) sh $$check || exit 1; done
+
+golden: $(PROGRAM) ## make the golden packs, compare with golden/
+	DEEPSEEK=$(abspath $(PROGRAM)) sh tests/golden.sh $(BUILD)/golden
 
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh

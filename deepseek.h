@@ -875,6 +875,8 @@ typedef struct {
     void (*design)(float *w, const TensorInfo *info, size_t rows,
                    Random *random);
     uint64_t seed;
+    float branch;         /* on o_proj and down_proj: less than 1 where many
+                             layers would make much of rounding errors */
     float routed;         /* on the routed experts' down_proj, so that they
                              count as much as the rest, whatever their g_i */
     double margin;        /* no choice of experts or groups is narrower */

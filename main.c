@@ -215,6 +215,15 @@ static const Command commands[] = {
         "A's squares (nmse), the greatest difference and its index. With "
         "--json all tensors are printed. Exit status 1 if any differs.",
      .run = run_diff},
+    {.name = "golden", .operands = "PACK", .least = 1, .most = 1,
+     .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),
+     .summary = "make a pack that other engines are judged by",
+     .text =
+        "Writes a small model whose every stage counts, K1 to K11 "
+        "(docs/golden.md), and beside it in golden/ what each stage gives for "
+        "48 tokens and a manifest: names, axes, SHA-256 and by how much "
+        "experts were chosen. The same bytes on every machine.",
+     .run = run_golden},
     {.name = "init", .operands = "config.json", .least = 1, .most = 1,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_SEED) | BIT(O_DTYPE) |
                 BIT(O_STD),

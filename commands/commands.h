@@ -46,6 +46,7 @@ int run_eval(const Arguments *a, Error *err);
 int run_tokenize(const Arguments *a, Error *err);
 int run_trace(const Arguments *a, Error *err);
 int run_diff(const Arguments *a, Error *err);
+int run_golden(const Arguments *a, Error *err);
 int run_init(const Arguments *a, Error *err);
 int run_fp8(const Arguments *a, Error *err);
 int run_quantize(const Arguments *a, Error *err);

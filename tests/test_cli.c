@@ -29,7 +29,7 @@ static void help_of_each_command(void **state)
 {
     static const char *const commands[] = {"info", "generate", "chat", "eval",
                                            "tokenize", "trace", "diff",
-                                           "init", "fp8"};
+                                           "golden", "init", "fp8"};
     (void)state;
     char *general = done_dup("--help");
     assert_ptr_equal(strstr(general, "usage: deepseek COMMAND"), general);
@@ -622,6 +622,18 @@ static void the_naive_form_is_another(void **state)
     assert_null(strstr(last.out, "model.layers.0.self_attn.q_b_proj\n"));
 }
 
+/* A pack is a model like any other. */
+static void a_golden_pack(void **state)
+{
+    (void)state;
+    assert_string_equal(done("golden K5 -o k5/"), "");
+    done("golden K5 -o k5 --force");
+    done("trace k5 --ids 1,7,2 -o a.st --force --only 'model.embed*'");
+    run("golden K5 -o k5");
+    assert_string_equal(last.err,
+                        "deepseek: k5 exists; --force overwrites it\n");
+}
+
 static void differences_are_told(void **state)
 {
     (void)state;
@@ -738,6 +750,7 @@ int main(void)
         cmocka_unit_test(chunks_change_no_bit),
         cmocka_unit_test(chunks_cost_the_memory_that_info_says),
         cmocka_unit_test(the_naive_form_is_another),
+        cmocka_unit_test(a_golden_pack),
         cmocka_unit_test(differences_are_told),
         cmocka_unit_test(init_repeats_itself),
         cmocka_unit_test(every_dtype_runs),

@@ -1,0 +1,594 @@
+/* test_golden.c: that packs are what their manifests say, and that they show
+ * what they are for.
+ *
+ * Every pack is made twice. Held: the same bytes, and the hashes of
+ * golden/NAME.json in this repository; margins of every choice; that each
+ * stage has its share of the residual's variance and no gate is saturated;
+ * that rounding moves little, and the loss of any one tensor much. */
+#include "support.h"
+
+#include "base/diff.h"
+#include "base/json.h"
+#include "base/sha256.h"
+
+#include <math.h>
+
+/* What a stage's loss must move, mean square over mean square: ten thousand
+ * times what is allowed to an F32 engine, 1e-9. */
+#define MOVES 1e-5
+
+/* What F32 rounding may, so that the rule of 1e-9 has room. */
+#define ROUNDING 1e-10
+
+/* A pack that was made, open. */
+typedef struct {
+    const GoldenPack *pack;
+    char *dir;
+    Model model;
+    Safetensors golden;
+    int32_t ids[GOLDEN_TOKENS];
+} Made;
+
+static char *make_in(const GoldenPack *p, const char *name)
+{
+    char *dir = scratch_dup(name);
+    Error err;
+    must(golden_make(p, dir, true, &err), &err);
+    return dir;
+}
+
+static const StTensor *tensor(const Made *m, const char *name)
+{
+    const StTensor *t = st_find(&m->golden, name);
+    if (!t)
+        fail_msg("%s: no tensor %s", m->pack->name, name);
+    return t;
+}
+
+static void open_made(Made *m, const GoldenPack *p)
+{
+    Error err;
+    *m = (Made){.pack = p, .dir = make_in(p, "pack")};
+    char *path = path_join(m->dir, "golden/golden.safetensors", &err);
+    must(model_open(&m->model, m->dir, &err), &err);
+    must(st_open(&m->golden, path, &err), &err);
+    memcpy(m->ids, tensor(m, "ids")->data, sizeof m->ids);
+    free(path);
+}
+
+static void remove_made(char *dir)
+{
+    Error err;
+    char *golden = path_join(dir, "golden", &err);
+    must(dir_remove(golden, &err), &err);
+    must(dir_remove(dir, &err), &err);
+    free(golden);
+    free(dir);
+}
+
+static void close_made(Made *m)
+{
+    model_close(&m->model);
+    st_close(&m->golden);
+    remove_made(m->dir);
+}
+
+static bool ends_with(const char *name, const char *with)
+{
+    size_t n = strlen(name), m = strlen(with);
+    return n >= m && strcmp(name + n - m, with) == 0;
+}
+
+/* The rest of a test: f for every pack. */
+static void each(void (*f)(const Made *m))
+{
+    for (size_t i = 0; golden_pack(i); i++) {
+        Made m;
+        open_made(&m, golden_pack(i));
+        f(&m);
+        close_made(&m);
+    }
+}
+
+/* Bytes ------------------------------------------------------------------ */
+
+static File read_below(const char *dir, const char *name)
+{
+    Error err;
+    File f;
+    char *path = path_join(dir, name, &err);
+    must(file_read(&f, path, &err), &err);
+    free(path);
+    return f;
+}
+
+static void must_hash(const char *dir, const char *name, const Json *j,
+                      const JsonNode *said)
+{
+    File f = read_below(dir, name);
+    Sha256 s = sha256_begin();
+    char hex[65];
+    int64_t bytes = -1;
+    sha256_add(&s, f.data, f.size);
+    sha256_end(&s, hex);
+    if (!json_equals(j, json_get(j, said, "sha256"), hex))
+        fail_msg("%s/%s has the hash %s", dir, name, hex);
+    assert_true(json_integer(j, json_get(j, said, "bytes"), 0, INT64_MAX,
+                             &bytes));
+    assert_int_equal(bytes, f.size);
+    file_close(&f);
+}
+
+/* That the files are those that the manifest lists; returns how many. */
+static size_t check_files(const char *dir, const Json *j)
+{
+    const JsonNode *files = json_get(j, j->nodes, "files");
+    size_t n = 0;
+    for (const JsonNode *k = json_first(j, files); k; n++) {
+        char name[100];
+        const JsonNode *said = json_next(j, files, k);
+        assert_true(json_string(j, k, name, sizeof name) > 0);
+        must_hash(dir, name, j, said);
+        k = json_next(j, files, said);
+    }
+    return n;
+}
+
+static size_t readings_of(const GoldenPack *p)
+{
+    size_t n = 0;
+    while (p->readings[n])
+        n++;
+    return n;
+}
+
+static void check_bytes(const GoldenPack *p)
+{
+    char kept[80];
+    char *a = make_in(p, "a"), *b = make_in(p, "b");
+    File x = read_below(a, "golden/manifest.json");
+    File y = read_below(b, "golden/manifest.json");
+    Json j;
+    Error err;
+    assert_int_equal(x.size, y.size);
+    assert_memory_equal(x.data, y.data, x.size);
+    must(json_parse(&j, "manifest", (const char *)x.data, x.size, &err), &err);
+    assert_int_equal(check_files(a, &j), 4 + readings_of(p));
+    check_files(b, &j);
+    file_close(&y);
+    snprintf(kept, sizeof kept, "golden/%s.json", p->name);
+    must(file_read(&y, kept, &err), &err);
+    if (x.size != y.size || memcmp(x.data, y.data, x.size) != 0)
+        fail_msg("%s: the manifest is not %s: `make golden` shows where",
+                 p->name, kept);
+    json_free(&j);
+    file_close(&x);
+    file_close(&y);
+    remove_made(a);
+    remove_made(b);
+}
+
+static void same_bytes(void **state)
+{
+    (void)state;
+    for (size_t i = 0; golden_pack(i); i++)
+        check_bytes(golden_pack(i));
+}
+
+/* Weights that are not F32 by nature are BF16 or FP8. */
+static void check_dtypes(const Made *m)
+{
+    for (size_t i = 0; i < m->model.files.n_tensors; i++) {
+        const StTensor *t = &m->model.files.tensors[i];
+        bool scale = strstr(t->name, "_scale_inv") != NULL;
+        bool bias = strstr(t->name, "correction_bias") != NULL;
+        assert_int_equal(t->dtype == DT_F32, scale || bias);
+        assert_true(t->dtype == DT_F32 || t->dtype == DT_BF16
+                    || t->dtype == DT_F8_E4M3);
+        for (size_t k = 0; bias && k < t->elements
+                           && strcmp(m->pack->name, "K5") != 0; k++) {
+            float b;
+            memcpy(&b, t->data + k * sizeof b, sizeof b);
+            assert_true(f32_from_bf16(bf16_from_f32(b)) == b);
+        }
+    }
+}
+
+static void weights_are_exact_in_bf16(void **state)
+{
+    (void)state;
+    each(check_dtypes);
+}
+
+/* Margins ---------------------------------------------------------------- */
+
+static void check_margins(const Made *m)
+{
+    size_t choices = 0, ties = 0;
+    for (size_t i = 0; i < m->golden.n_tensors; i++) {
+        const StTensor *t = &m->golden.tensors[i];
+        GoldenMargins g;
+        golden_margins(&g, &m->model.config, t->name, t->data, t->shape[0],
+                       t->rank == 2 ? t->shape[1] : 0);
+        choices += isfinite(g.least) != 0;
+        ties += g.ties;
+        if (g.least < m->pack->margin)
+            fail_msg("%s: %s, token %zu: %g", m->pack->name, t->name, g.row,
+                     g.least);
+    }
+    assert_true(choices > 0);
+    assert_int_equal(ties > 0, m->pack->ties);
+}
+
+static void no_choice_is_narrow(void **state)
+{
+    (void)state;
+    each(check_margins);
+}
+
+static void margins_of_a_row(void **state)
+{
+    const Config c = {.num_experts_per_tok = 2, .topk_group = 1};
+    const float x[] = {1, 5, 3, 4, 2, 7, 7, 7, 9, 8, -INFINITY, -INFINITY};
+    GoldenMargins g;
+    (void)state;
+    golden_margins(&g, &c, "a.mlp.gate.choice", x, 3, 4);
+    assert_true(g.least == 1 && g.row == 0 && g.ties == 1);
+    golden_margins(&g, &c, "a.mlp.gate.choice", x + 8, 1, 4);
+    assert_true(isinf(g.least) && g.ties == 0);
+    golden_margins(&g, &c, "a.mlp.gate.group_scores", x, 3, 4);
+    assert_true(g.least == 1 && g.ties == 1);
+    golden_margins(&g, &c, "a.mlp.gate.logits", x, 3, 4);
+    assert_true(isinf(g.least) && g.ties == 0);
+}
+
+/* Picks ------------------------------------------------------------------ */
+
+static bool is_picked(const Made *m, size_t layer, size_t expert)
+{
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%zu.mlp.gate.topk_ids", layer);
+    const StTensor *t = tensor(m, name);
+    for (size_t i = 0; i < t->elements; i++) {
+        int32_t id;
+        memcpy(&id, t->data + i * sizeof id, sizeof id);
+        if ((size_t)id == expert)
+            return true;
+    }
+    return false;
+}
+
+/* Of two groups that are equal the second never wins: K5 has such. */
+static void check_picks(const Made *m)
+{
+    const Config *c = &m->model.config;
+    size_t layers = c->num_hidden_layers + c->num_nextn_predict_layers;
+    for (size_t l = 0; l < layers; l++)
+        for (size_t e = 0; config_is_moe(c, l) && e < c->n_routed_experts; e++)
+            if (!m->pack->ties && !is_picked(m, l, e))
+                fail_msg("%s: layer %zu: nobody picks expert %zu",
+                         m->pack->name, l, e);
+}
+
+static void every_expert_is_picked(void **state)
+{
+    (void)state;
+    each(check_picks);
+}
+
+/* Shares ----------------------------------------------------------------- */
+
+static double mean_square(const StTensor *t)
+{
+    double total = 0;
+    for (size_t i = 0; i < t->elements; i++) {
+        float x;
+        memcpy(&x, t->data + i * sizeof x, sizeof x);
+        total += (double)x * (double)x;
+    }
+    return total / (double)t->elements;
+}
+
+static double power(const Made *m, size_t layer, const char *after)
+{
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%zu%s", layer, after);
+    return mean_square(tensor(m, name));
+}
+
+static void must_share(const Made *m, size_t layer, const char *what,
+                       double part, double whole, double least)
+{
+    if (getenv("SHARES"))
+        print_message("%s layer %zu: %s %.3f\n", m->pack->name, layer, what,
+                      part / whole);
+    if (!(part / whole >= least))
+        fail_msg("%s: layer %zu: %s has a share of %g", m->pack->name, layer,
+                 what, part / whole);
+}
+
+/* Each block adds to what came before; of a MoE's output neither the routed
+ * nor the shared experts are a detail. */
+static void check_shares(const Made *m)
+{
+    const Config *c = &m->model.config;
+    size_t layers = c->num_hidden_layers + c->num_nextn_predict_layers;
+    double least = 0.2 / (double)c->num_hidden_layers;
+    for (size_t l = 0; l < layers; l++) {
+        double ffn = power(m, l, ".mlp");
+        must_share(m, l, "attention", power(m, l, ".self_attn.o_proj"),
+                   power(m, l, ".attn_residual"), least);
+        must_share(m, l, "FFN", ffn, power(m, l, ""), least);
+        if (!config_is_moe(c, l))
+            continue;
+        must_share(m, l, "routed", power(m, l, ".mlp.routed_out"), ffn, 0.1);
+        must_share(m, l, "shared", power(m, l, ".mlp.shared_out"), ffn, 0.1);
+    }
+}
+
+static void each_stage_has_its_share(void **state)
+{
+    (void)state;
+    each(check_shares);
+}
+
+/* Gates' and SwiGLU's inputs are where the functions bend: between a constant
+ * and a line. K5's scores go to 0 on purpose. */
+static void check_gates(const Made *m)
+{
+    const Config *c = &m->model.config;
+    for (size_t l = 0; l < c->num_hidden_layers; l++) {
+        bool moe = config_is_moe(c, l);
+        double silu = power(m, l, moe ? ".mlp.shared_experts.gate_proj"
+                                      : ".mlp.gate_proj");
+        if (!(silu > 0.3 && silu < 9))
+            fail_msg("%s: layer %zu: silu of %g", m->pack->name, l, silu);
+        if (!moe || m->pack->ties)
+            continue;
+        double gate = power(m, l, ".mlp.gate.logits");
+        if (!(gate > 0.3 && gate < 9))
+            fail_msg("%s: layer %zu: gate of %g", m->pack->name, l, gate);
+    }
+}
+
+static void no_gate_is_saturated(void **state)
+{
+    (void)state;
+    each(check_gates);
+}
+
+/* Rounding --------------------------------------------------------------- */
+
+static void must_agree(const Made *m, const Safetensors *other)
+{
+    double worst = 0;
+    for (size_t i = 0; i < m->golden.n_tensors; i++) {
+        const StTensor *t = &m->golden.tensors[i];
+        const StTensor *u = st_find(other, t->name);
+        DiffRow d;
+        Error err;
+        if (!u || ends_with(t->name, ".query"))
+            continue;
+        must(diff_tensor(&d, t, u, &err), &err);
+        worst = d.nmse > worst ? d.nmse : worst;
+        if (!(d.nmse <= ROUNDING) || d.shape_differs)
+            fail_msg("%s: %s differs by %g", m->pack->name, t->name, d.nmse);
+    }
+    if (getenv("SHARES"))
+        print_message("%s rounding %.1e\n", m->pack->name, worst);
+}
+
+/* The other form of attention rounds otherwise in every layer, as another
+ * engine would. */
+static void check_rounding(const Made *m)
+{
+    char *path = scratch_dup("naive.safetensors");
+    Safetensors other;
+    Session s;
+    Error err;
+    Trace *trace = trace_open(path, true, NULL, &err);
+    must(session_open(&s, &m->model, &(SessionOptions){
+        .ctx = GOLDEN_TOKENS, .naive = true, .logit_rows = SIZE_MAX,
+        .trace = trace}, &err), &err);
+    must(session_forward(&s, m->ids, GOLDEN_TOKENS, NULL, &err), &err);
+    session_close(&s);
+    must(trace_close(trace, &err), &err);
+    must(st_open(&other, path, &err), &err);
+    must_agree(m, &other);
+    st_close(&other);
+    remove(path);
+    free(path);
+}
+
+static void rounding_stays_small(void **state)
+{
+    (void)state;
+    each(check_rounding);
+}
+
+/* Losses ----------------------------------------------------------------- */
+
+/* Logits of the main model, or those of module k. */
+typedef struct {
+    float *main, *module[2];
+    size_t n;
+} Logits;
+
+static int keep_logits(void *context, const char *name, DType type,
+                       const void *values, int rank, const size_t *shape,
+                       Error *err)
+{
+    Logits *to = context;
+    float *at = to->main;
+    (void)type;
+    (void)rank;
+    (void)err;
+    if (strncmp(name, "mtp.", 4) == 0)
+        at = to->module[name[4] - '1'];
+    if (!strstr(name, "gate"))
+        memcpy(at, values, shape[0] * shape[1] * sizeof *at);
+    return 0;
+}
+
+static Logits new_logits(const Config *c)
+{
+    Logits l = {.n = GOLDEN_TOKENS * c->vocab_size};
+    l.main = test_alloc(l.n, sizeof *l.main);
+    l.module[0] = test_alloc(l.n, sizeof *l.main);
+    l.module[1] = test_alloc(l.n, sizeof *l.main);
+    return l;
+}
+
+static void free_logits(Logits *l)
+{
+    free(l->main);
+    free(l->module[0]);
+    free(l->module[1]);
+}
+
+static void run_model(Logits *to, const Model *m, const int32_t *ids)
+{
+    Error err;
+    Session s;
+    Mtp mtp;
+    size_t D = m->config.num_nextn_predict_layers;
+    Trace *trace = trace_to(keep_logits, to, "*logits", &err);
+    must(session_open(&s, m, &(SessionOptions){
+        .ctx = GOLDEN_TOKENS, .logit_rows = SIZE_MAX, .modules = D,
+        .trace = trace}, &err), &err);
+    if (D) {
+        must(mtp_open(&mtp, &s, 0, false, &err), &err);
+        must(mtp_prompt(&mtp, ids, GOLDEN_TOKENS, NULL, &err), &err);
+        mtp_close(&mtp);
+    } else {
+        must(session_forward(&s, ids, GOLDEN_TOKENS, NULL, &err), &err);
+    }
+    session_close(&s);
+    must(trace_close(trace, &err), &err);
+}
+
+/* The greatest of the losses' effects on main and modules. */
+static double moved(const Logits *a, const Logits *b)
+{
+    double most = nmse(a->main, b->main, a->n);
+    for (int k = 0; k < 2; k++) {
+        double e = nmse(a->module[k], b->module[k], a->n);
+        most = e > most ? e : most;
+    }
+    return most;
+}
+
+/* A gain becomes 1, a matrix or a bias 0. */
+static void lose(const TensorInfo *info)
+{
+    float *w = matrix_numbers(info->slot);
+    for (size_t i = 0; i < info->rows * info->cols; i++)
+        w[i] = info->kind == TENSOR_NORM;
+}
+
+static bool is_idle(const Made *m, const TensorInfo *info)
+{
+    const char *at = strstr(info->name, ".experts.");
+    return info->routed && m->pack->ties
+           && !is_picked(m, info->layer,
+                         (size_t)strtoul(at + strlen(".experts."), NULL, 10));
+}
+
+/* A tensor of its own; of a deep model the first layers and the last. */
+static bool is_tried(const TensorInfo *info, const Config *c)
+{
+    bool table = info->kind == TENSOR_EMBED || info->kind == TENSOR_HEAD;
+    bool middle = info->layer != SIZE_MAX && info->layer >= 6
+                  && info->layer + 1 < c->num_hidden_layers;
+    return info->slot->data && !(info->mtp && table) && !middle
+           && !(info->kind == TENSOR_HEAD && c->tie_word_embeddings);
+}
+
+static void lose_each(const Made *m, Model *copy, float *weights, size_t n)
+{
+    float *kept = test_alloc(n, sizeof *kept);
+    Logits whole = new_logits(&copy->config), less = new_logits(&copy->config);
+    TensorWalk walk = tensor_walk(&copy->config, copy);
+    TensorInfo info;
+    memcpy(kept, weights, n * sizeof *kept);
+    run_model(&whole, copy, m->ids);
+    while (tensor_next(&walk, &info)) {
+        if (!is_tried(&info, &copy->config) || is_idle(m, &info))
+            continue;
+        lose(&info);
+        run_model(&less, copy, m->ids);
+        memcpy(weights, kept, n * sizeof *kept);
+        double e = moved(&less, &whole);
+        if (getenv("SHARES"))
+            print_message("%s %s %.1e\n", m->pack->name, info.name, e);
+        if (!(e >= MOVES))
+            fail_msg("%s: without %s the logits move by %g", m->pack->name,
+                     info.name, e);
+    }
+    free_logits(&whole);
+    free_logits(&less);
+    free(kept);
+}
+
+static void check_losses(const Made *m)
+{
+    Model copy;
+    Error err;
+    size_t n;
+    must(model_floats(&copy, &m->model, &n, &err), &err);
+    lose_each(m, &copy, copy.copied, n);
+    model_close(&copy);
+}
+
+static void every_tensor_counts(void **state)
+{
+    (void)state;
+    each(check_losses);
+}
+
+/* Directories ------------------------------------------------------------ */
+
+static void targets(void **state)
+{
+    Error err;
+    const GoldenPack *p = golden_find("K5", &err);
+    char *dir = make_in(p, "target"), text[600];
+    char *other = scratch_dup("other");
+    (void)state;
+    snprintf(text, sizeof text, "%s exists; --force overwrites it", dir);
+    must_fail(golden_make(p, dir, false, &err), &err, text);
+    must(golden_make(p, dir, true, &err), &err);
+    remove_made(dir);
+    must(make_dir(other, &err), &err);
+    snprintf(text, sizeof text, "%s: wanted a golden pack to overwrite, found"
+             " no golden/manifest.json in it", other);
+    must_fail(golden_make(p, other, true, &err), &err, text);
+    must(dir_remove(other, &err), &err);
+    free(other);
+}
+
+static void unknown(void **state)
+{
+    Error err;
+    (void)state;
+    assert_null(golden_find("K99", &err));
+    assert_non_null(strstr(err.text, "golden: wanted one of K1, K2, "));
+    assert_non_null(strstr(err.text, ", found 'K99'"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(margins_of_a_row),
+        cmocka_unit_test(no_choice_is_narrow),
+        cmocka_unit_test(weights_are_exact_in_bf16),
+        cmocka_unit_test(every_expert_is_picked),
+        cmocka_unit_test(each_stage_has_its_share),
+        cmocka_unit_test(no_gate_is_saturated),
+        cmocka_unit_test(rounding_stays_small),
+        cmocka_unit_test(every_tensor_counts),
+        cmocka_unit_test(targets), cmocka_unit_test(unknown),
+        cmocka_unit_test(same_bytes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
