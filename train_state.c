@@ -299,7 +299,8 @@ static int read_tensor(Parts *p, size_t i, const Safetensors *st, Error *err)
         return fail(err, "%s: wanted a tensor %s, found none", st->paths[0],
                     s->name);
     if (t->dtype != s->dtype || t->rank != s->rank
-        || memcmp(t->shape, s->shape, (size_t)s->rank * sizeof *s->shape))
+        || memcmp(t->shape, s->shape, (size_t)s->rank * sizeof *s->shape)
+               != 0)
         return fail(err, "%s: %s: wanted %s of %zu numbers in the weight's"
                     " shape, found %s of %zu", st->paths[0], s->name,
                     dtype_name(s->dtype), elements_of(s),

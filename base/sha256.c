@@ -33,11 +33,11 @@ static uint32_t turned(uint32_t x, int n)
 /* The message schedule, 6.2.2 step 1. */
 static void schedule(uint32_t w[64], const unsigned char *block)
 {
-    for (int t = 0; t < 16; t++)
+    for (size_t t = 0; t < 16; t++)
         w[t] = (uint32_t)block[4 * t] << 24
                | (uint32_t)block[4 * t + 1] << 16
                | (uint32_t)block[4 * t + 2] << 8 | block[4 * t + 3];
-    for (int t = 16; t < 64; t++) {
+    for (size_t t = 16; t < 64; t++) {
         uint32_t a = w[t - 15], b = w[t - 2];
         w[t] = (turned(b, 17) ^ turned(b, 19) ^ b >> 10) + w[t - 7]
                + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + w[t - 16];
