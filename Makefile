@@ -11,7 +11,8 @@
 # WERROR 1: a warning is an error
 # BUILD  where objects go, PROGRAM what is linked: for builds side by side
 # PREFIX, DESTDIR: where `make install` puts things
-# TEXTS  what `make tiny` learns from; TINY where it puts tokenizer, data, run
+# TEXTS  what `make tiny` and `make balance` learn from
+# TINY   where the first puts tokenizer, data, run
 
 BUILD   = build
 PROGRAM = deepseek
@@ -52,7 +53,7 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
 .PHONY: all portable run test check golden identical exhaustive fuzz coverage \
-        eva bench tiny install clean help FORCE
+        eva bench balance tiny install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -94,6 +95,10 @@ eva: ## prove the absence of run-time errors, as far as it goes (frama-c)
 
 bench: $(PROGRAM) $(BENCHES) ## measure; beside peers, if PYTHON has them
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh bench/table.sh $(BUILD)/bench
+
+balance: $(PROGRAM) ## compare ways of balancing experts on TEXTS=a.txt
+	DEEPSEEK=$(abspath $(PROGRAM)) WORK=$(BUILD)/balance \
+	    sh bench/balance.sh $(TEXTS)
 
 tiny: $(PROGRAM) ## train a model like the shipped one on TEXTS="a.txt b.txt"
 	DEEPSEEK=$(abspath $(PROGRAM)) sh models/tiny/train.sh $(TINY) $(TEXTS)

@@ -40,4 +40,10 @@ text=tests/data/fairy_excerpt.txt
 lines 2 "$root/bench/tokenizer" models/stories $text
 lines 3 serve "open\nencode $text\ndecode $text\n" \
     "$root/bench/tokenizer" models/stories
+found=$(STEPS=2 SEEDS=1 WORK="$root/balance" sh bench/balance.sh $text \
+    2>"$root/err" | wc -l)
+[ "$found" = 4 ] && [ -s "$root/balance/balance.svg" ] || {
+    echo "bench: balance.sh: wanted 4 lines, found $found: $(cat "$root/err")"
+    exit 1
+}
 echo "bench: models, training and tokenizers are measured"
