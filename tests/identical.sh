@@ -4,9 +4,9 @@
 # Builds the program with every compiler, optimisation level, vector width and
 # machine at hand (other machines run under qemu-user), lets each trace three
 # models, of which one is FP8 and one has MTP modules, generate from them
-# greedily, by sampling, with drafts and with FP8 activations, quantise one and
-# train one, and compares all that comes out with that of the first build, byte
-# for byte.
+# greedily, by sampling, with drafts and with FP8 activations, quantise one,
+# train one and make golden packs, and compares all that comes out with that of
+# the first build, byte for byte.
 # A compiler, emulator or instruction set that is absent is named as skipped.
 # usage: tests/identical.sh [NAME-PATTERN]
 set -u
@@ -62,8 +62,8 @@ run_all() {
             --top-k 20 --top-p 0.95 --seed 7 >"$out/$model-sampled" \
             2>/dev/null || return 1
     done
-    run_drafts "$1" "$2" && run_fp8 "$1" "$2" && run_train "$1" "$2" ||
-        return 1
+    run_drafts "$1" "$2" && run_fp8 "$1" "$2" && run_train "$1" "$2" &&
+        run_golden "$1" "$2" || return 1
     (cd "$out" && cat ./*.safetensors ./*-greedy ./*-sampled quantized-*/* \
         trained/step-00000003/* |
         sha256sum | cut -c1-16)
@@ -79,6 +79,16 @@ run_drafts() {
         return 1
     $program generate $dir --ids $ids --print-ids -n 40 --temp 2 --seed 7 \
         --draft 3 --draft-best >"$out/draft-best-sampled" 2>/dev/null
+}
+
+# Manifests have the hashes of all files of a pack.
+run_golden() {
+    program=$1 out=$2
+    for pack in K2 K10 K11-ue8m0; do
+        $program golden $pack -o "$out/$pack" --force &&
+            cmp "$out/$pack/golden/manifest.json" golden/$pack.json ||
+            return 1
+    done
 }
 
 run_fp8() {
