@@ -40,6 +40,7 @@ text=tests/data/fairy_excerpt.txt
 lines 2 "$root/bench/tokenizer" models/stories $text
 lines 3 serve "open\nencode $text\ndecode $text\n" \
     "$root/bench/tokenizer" models/stories
+rm -rf "$root/balance"
 found=$(STEPS=2 SEEDS=1 WORK="$root/balance" sh bench/balance.sh $text \
     2>"$root/err" | wc -l)
 [ "$found" = 4 ] && [ -s "$root/balance/balance.svg" ] || {
