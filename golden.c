@@ -583,7 +583,8 @@ static const char *file_name(char name[100], const GoldenPack *p, size_t i)
     return name;
 }
 
-static int add_file(Text *t, const char *path, const char *name, Error *err)
+static int add_file(Text *t, const char *path, const char *name, bool first,
+                    Error *err)
 {
     File file;
     char hex[65];
@@ -593,8 +594,7 @@ static int add_file(Text *t, const char *path, const char *name, Error *err)
     sha256_add(&s, file.data, file.size);
     sha256_end(&s, hex);
     text_printf(t, "%s    \"%s\": {\"bytes\": %zu, \"sha256\": \"%s\"}",
-                t->text[t->length - 1] == '{' ? "\n" : ",\n", name,
-                file.size, hex);
+                first ? "\n" : ",\n", name, file.size, hex);
     file_close(&file);
     return 0;
 }
@@ -607,7 +607,7 @@ static int add_files(Text *t, const GoldenPack *p, const char *dir,
     text_printf(t, "  \"files\": {");
     for (size_t i = 0; (name = file_name(buffer, p, i)); i++) {
         char *path = path_join(dir, name, err);
-        int failed = path ? add_file(t, path, name, err) : -1;
+        int failed = path ? add_file(t, path, name, i == 0, err) : -1;
         free(path);
         if (failed)
             return -1;
@@ -630,7 +630,8 @@ static void add_tensor(Text *t, const StTensor *x)
     text_printf(t, "]}");
 }
 
-static void add_margin(Text *t, const Config *c, const StTensor *x)
+static void add_margin(Text *t, const Config *c, const StTensor *x,
+                       bool *first)
 {
     GoldenMargins m;
     if (!chosen(c, x->name))
@@ -639,7 +640,8 @@ static void add_margin(Text *t, const Config *c, const StTensor *x)
     if (!isfinite(m.least))
         return;
     text_printf(t, "%s    \"%s\": {\"least\": ",
-                t->text[t->length - 1] == '{' ? "\n" : ",\n", x->name);
+                *first ? "\n" : ",\n", x->name);
+    *first = false;
     text_number(t, m.least);
     text_printf(t, ", \"token\": %zu, \"ties\": %zu}", m.row, m.ties);
 }
@@ -648,9 +650,10 @@ static void add_margin(Text *t, const Config *c, const StTensor *x)
 static void add_tensors(Text *t, const Config *c, const StTensor **x,
                         size_t n)
 {
+    bool first = true;
     text_printf(t, "  \"margins\": {");
     for (size_t i = 0; i < n; i++)
-        add_margin(t, c, x[i]);
+        add_margin(t, c, x[i], &first);
     text_printf(t, "\n  },\n  \"tensors\": {\n");
     for (size_t i = 0; i < n; i++) {
         add_tensor(t, x[i]);
@@ -794,15 +797,29 @@ static int check_target(const char *dir, bool force, Error *err)
                            " no golden/manifest.json in it", dir);
 }
 
+/* A new pack takes its place; one that was there goes when that is done, or is
+ * put back. */
+static int take_place(const char *temp, const char *dir, const char *old,
+                      Error *err)
+{
+    Error other;
+    int failed = (path_exists(dir) && dir_commit(dir, old, err))
+                 || dir_commit(temp, dir, err);
+    if (!path_exists(dir) && path_exists(old))
+        dir_commit(old, dir, &other);
+    else if (path_exists(old) && remove_pack(old, failed ? &other : err))
+        failed = -1;
+    return failed ? -1 : 0;
+}
+
 static int make_beside(const GoldenPack *p, const char *temp, const char *dir,
-                       Error *err)
+                       const char *old, Error *err)
 {
     Error other;
     char *golden = path_join(temp, "golden", err);
     int failed = !golden || guard_pack(p, temp, golden, err)
                  || write_pack(p, temp, golden, err)
-                 || (path_exists(dir) && remove_pack(dir, err))
-                 || dir_commit(temp, dir, err);
+                 || take_place(temp, dir, old, err);
     if (failed)
         remove_pack(temp, &other);
     temp_forget(temp);
@@ -810,26 +827,36 @@ static int make_beside(const GoldenPack *p, const char *temp, const char *dir,
     return failed ? -1 : 0;
 }
 
-int golden_make(const GoldenPack *p, const char *dir, bool force, Error *err)
+/* dir, without slashes at its end, and more behind it. */
+static char *path_with(const char *dir, const char *more, Error *err)
 {
-    size_t n = strlen(dir);
-    char *temp, *place;
-    int failed = -1;
+    size_t n = strlen(dir), m = strlen(more);
+    char *path;
     while (n > 1 && dir[n - 1] == '/')
         n--;
-    place = allocate(n + 1, 1, "a path", err);
-    temp = allocate(n + 5, 1, "a path", err);
-    if (place && temp) {
-        memcpy(place, dir, n);
-        memcpy(temp, dir, n);
-        memcpy(temp + n, ".tmp", 5);
-        failed = check_target(place, force, err);
-        if (!failed && path_exists(temp))
-            failed = fail(err, "%s: exists; a run that was killed may have"
-                          " left it", temp);
-        failed = failed || make_beside(p, temp, place, err) ? -1 : 0;
-    }
+    path = allocate(n + m + 1, 1, "a path", err);
+    if (!path)
+        return NULL;
+    memcpy(path, dir, n);
+    memcpy(path + n, more, m);
+    return path;
+}
+
+static int check_free(const char *path, Error *err)
+{
+    return path_exists(path) ? fail(err, "%s: exists; a run that was killed"
+                                    " may have left it", path) : 0;
+}
+
+int golden_make(const GoldenPack *p, const char *dir, bool force, Error *err)
+{
+    char *place = path_with(dir, "", err), *temp = path_with(dir, ".tmp", err);
+    char *old = path_with(dir, ".old", err);
+    int failed = !place || !temp || !old || check_target(place, force, err)
+                 || check_free(temp, err) || check_free(old, err)
+                 || make_beside(p, temp, place, old, err);
     free(place);
     free(temp);
-    return failed;
+    free(old);
+    return failed ? -1 : 0;
 }

@@ -513,7 +513,8 @@ static bool is_idle(const Made *m, const TensorInfo *info)
 static bool is_tried(const TensorInfo *info, const Config *c)
 {
     bool table = info->kind == TENSOR_EMBED || info->kind == TENSOR_HEAD;
-    bool middle = info->layer != SIZE_MAX && info->layer >= 6
+    bool middle = c->num_hidden_layers > 8 && info->layer != SIZE_MAX
+                  && info->layer >= 3
                   && info->layer + 1 < c->num_hidden_layers;
     bool same = ends_with(info->name, ".gate_proj.weight")
                 || ends_with(info->name, ".up_proj.weight");
@@ -565,6 +566,19 @@ static void every_tensor_counts(void **state)
 
 /* Directories ------------------------------------------------------------ */
 
+/* What lies where a pack is made, or the one before is put, is refused. */
+static void left_over(const GoldenPack *p, const char *dir, const char *more)
+{
+    Error err;
+    char path[500], text[600];
+    snprintf(path, sizeof path, "%s%s", dir, more);
+    must(make_dir(path, &err), &err);
+    snprintf(text, sizeof text, "%s: exists; a run that was killed may have"
+             " left it", path);
+    must_fail(golden_make(p, dir, true, &err), &err, text);
+    must(dir_remove(path, &err), &err);
+}
+
 static void targets(void **state)
 {
     Error err;
@@ -575,6 +589,8 @@ static void targets(void **state)
     snprintf(text, sizeof text, "%s exists; --force overwrites it", dir);
     must_fail(golden_make(p, dir, false, &err), &err, text);
     must(golden_make(p, dir, true, &err), &err);
+    left_over(p, dir, ".tmp");
+    left_over(p, dir, ".old");
     remove_made(dir);
     must(make_dir(other, &err), &err);
     snprintf(text, sizeof text, "%s: wanted a golden pack to overwrite, found"
