@@ -213,6 +213,66 @@ static void weights_are_exact_in_bf16(void **state)
     each(check_dtypes);
 }
 
+/* Axes ------------------------------------------------------------------- */
+
+/* -1: not a key of this list. */
+static long size_of_axis(const Config *c, const char *axis)
+{
+    const struct {
+        const char *axis;
+        size_t size;
+    } sizes[] = {
+        {"hidden_size", c->hidden_size}, {"vocab_size", c->vocab_size},
+        {"positions", GOLDEN_TOKENS}, {"q_lora_rank", c->q_lora_rank},
+        {"num_attention_heads", c->num_attention_heads},
+        {"kv_lora_rank", c->kv_lora_rank}, {"v_head_dim", c->v_head_dim},
+        {"qk_rope_head_dim", c->qk_rope_head_dim},
+        {"kv_lora_rank+qk_rope_head_dim",
+         c->kv_lora_rank + c->qk_rope_head_dim},
+        {"qk_nope_head_dim+qk_rope_head_dim",
+         c->qk_nope_head_dim + c->qk_rope_head_dim},
+        {"qk_rope_head_dim/2", c->qk_rope_head_dim / 2},
+        {"intermediate_size", c->intermediate_size},
+        {"n_routed_experts", c->n_routed_experts}, {"n_group", c->n_group},
+        {"num_experts_per_tok", c->num_experts_per_tok},
+        {"n_shared_experts*moe_intermediate_size",
+         c->n_shared_experts * c->moe_intermediate_size},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (strcmp(sizes[i].axis, axis) == 0)
+            return (long)sizes[i].size;
+    return -1;
+}
+
+static void check_axes(const Made *m)
+{
+    for (size_t i = 0; i < m->golden.n_tensors; i++) {
+        const StTensor *t = &m->golden.tensors[i];
+        const char *axes[3];
+        int rank = session_axes(t->name, false, axes);
+        if (strcmp(t->name, "ids") == 0)
+            continue;
+        if (rank != t->rank || strcmp(axes[0], "tokens") != 0)
+            fail_msg("%s: %s has other axes", m->pack->name, t->name);
+        for (int k = 1; k < rank; k++)
+            if (size_of_axis(&m->model.config, axes[k]) != (long)t->shape[k])
+                fail_msg("%s: %s: %s is not %zu", m->pack->name, t->name,
+                         axes[k], t->shape[k]);
+    }
+}
+
+static void axes_are_sizes(void **state)
+{
+    const char *axes[3];
+    (void)state;
+    each(check_axes);
+    assert_int_equal(session_axes("model.layers.x.mlp", false, axes), 0);
+    assert_int_equal(session_axes("model.layers.1.nothing", false, axes), 0);
+    assert_int_equal(session_axes("model.layers.1.self_attn.query", true,
+                                  axes), 3);
+    assert_string_equal(axes[2], "qk_nope_head_dim+qk_rope_head_dim");
+}
+
 /* Margins ---------------------------------------------------------------- */
 
 static void check_margins(const Made *m)
@@ -612,7 +672,7 @@ static void unknown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(margins_of_a_row),
+        cmocka_unit_test(axes_are_sizes), cmocka_unit_test(margins_of_a_row),
         cmocka_unit_test(no_choice_is_narrow),
         cmocka_unit_test(weights_are_exact_in_bf16),
         cmocka_unit_test(every_expert_is_picked),
