@@ -86,7 +86,7 @@ static void v3_deep(Config *c)
     c->first_k_dense_replace = 3;
 }
 
-static void v3_ties(Config *c)
+static void v3_two_moe(Config *c)
 {
     v3(c);
     c->num_hidden_layers = 2;
@@ -255,12 +255,11 @@ static void tie(float *w, size_t cols)
 
 /* Biases apart by less than BF16 sees at 4; expert 5 of layer 1 has 12, where
  * (s + 12) - 12 is 0 for small s. */
-static void tie_biases(float *w, const TensorInfo *info)
+static void great_biases(float *w, const TensorInfo *info)
 {
     for (size_t i = 0; i < info->cols; i++)
         w[i] = 4 + w[i] / 6;
     w[2] = w[1] + 1e-4f;
-    tie(w, 1);
     if (info->layer == 1)
         w[5] = 12;
 }
@@ -268,8 +267,8 @@ static void tie_biases(float *w, const TensorInfo *info)
 /* Number 0 of a hidden state passes through all layers as it is. Where the
  * token has some, the gates' column of -10 brings all scores from 1e-3 down to
  * below 1e-20: there the biases choose, and 1e-20 counts. */
-static void ties(float *w, const TensorInfo *info, size_t rows,
-                 Random *random)
+static void low_scores(float *w, const TensorInfo *info, size_t rows,
+                       Random *random)
 {
     static const float low[] = {1, 2, 4, 8, 12, 24};
     size_t d = info->cols;
@@ -283,12 +282,18 @@ static void ties(float *w, const TensorInfo *info, size_t rows,
     else if (ends(info->name, "post_attention_layernorm.weight"))
         w[0] = 1;
     else if (info->kind == TENSOR_BIAS)
-        tie_biases(w, info);
-    else if (info->kind == TENSOR_GATE) {
+        great_biases(w, info);
+    else if (info->kind == TENSOR_GATE)
         for (size_t i = 0; i < rows; i++)
             w[i * d] = -10;
-        tie(w, d);
-    }
+}
+
+static void ties(float *w, const TensorInfo *info, size_t rows,
+                 Random *random)
+{
+    low_scores(w, info, rows, random);
+    if (info->kind == TENSOR_GATE || info->kind == TENSOR_BIAS)
+        tie(w, info->kind == TENSOR_GATE ? info->cols : 1);
 }
 
 /* A mean square of 0.01, as great as eps. */
@@ -344,11 +349,15 @@ static const GoldenPack packs[] = {
      .routed = 1, .margin = WIDE, .design = negative_bias,
      .why = "V3 with biases below -0.6: dropped groups count as -inf, not as "
      "0"},
-    {.name = "K5", .version = 1, .config = v3_ties, .seed = 105, .branch = 1,
-     .routed = 1, .margin = 0x1p-16, .design = ties, .ties = true,
-     .forced = 8,
+    {.name = "K5", .version = 2, .config = v3_two_moe, .seed = 105, .branch = 1,
+     .routed = 1, .margin = 0x1p-16, .design = low_scores, .forced = 8,
      .why = "V3 with biases of 4 and 12 and scores down to 1e-20: F32 biases, "
-     "cancellation, 1e-20, equal experts and groups"},
+     "cancellation, 1e-20"},
+    {.name = "K5-ties", .version = 1, .config = v3_two_moe, .seed = 105,
+     .branch = 1, .routed = 1, .margin = 0x1p-16, .design = ties,
+     .ties = true, .forced = 8,
+     .why = "K5 with experts and groups that are equal to the router: the "
+     "lowest index wins"},
     {.name = "K6", .version = 1, .config = v3_no_yarn, .seed = 6, .branch = 1,
      .routed = 1, .margin = WIDE, .why = "V3 without YaRN, another theta"},
     {.name = "K7", .version = 1, .config = v3_yarn, .seed = 107, .branch = 1,
