@@ -311,14 +311,14 @@ static void small(float *w, const TensorInfo *info, size_t rows,
 static void blocks(float *w, const TensorInfo *info, size_t rows,
                    Random *random)
 {
+    const size_t side = F8_BLOCK;
     size_t cols = info->cols;
-    for (size_t b = 0; b < cols && info->kind == TENSOR_LINEAR;
-         b += F8_BLOCK) {
+    for (size_t b = 0; b < cols && info->kind == TENSOR_LINEAR; b += side) {
         float factor = uniform(random, 0.5f, 2);
-        if (b >= 2 * F8_BLOCK && ends(info->name, "mlp.down_proj.weight"))
+        if (b >= 2 * side && ends(info->name, "mlp.down_proj.weight"))
             factor = 0;
         for (size_t i = 0; i < rows; i++)
-            for (size_t k = b; k < cols && k < b + F8_BLOCK; k++)
+            for (size_t k = b; k < cols && k < b + side; k++)
                 w[i * cols + k] *= factor;
     }
 }
@@ -393,18 +393,18 @@ const GoldenPack *golden_pack(size_t i)
 
 const GoldenPack *golden_find(const char *name, Error *err)
 {
+    const GoldenPack *p;
     Text known = {0};
-    for (size_t i = 0; i < LENGTH(packs); i++) {
-        if (strcmp(packs[i].name, name) == 0) {
-            text_free(&known);
-            return &packs[i];
-        }
-        text_printf(&known, "%s%s", i ? ", " : "", packs[i].name);
+    for (size_t i = 0; (p = golden_pack(i)) != NULL; i++) {
+        text_printf(&known, "%s%s", i ? ", " : "", p->name);
+        if (strcmp(p->name, name) == 0)
+            break;
     }
-    fail(err, "golden: wanted one of %s, found '%.40s'",
-         known.text ? known.text : "the packs", name);
+    if (!p)
+        fail(err, "golden: wanted one of %s, found '%.40s'",
+             known.text ? known.text : "the packs", name);
     text_free(&known);
-    return NULL;
+    return p;
 }
 
 /* Margins ---------------------------------------------------------------- */
@@ -839,16 +839,15 @@ static int make_beside(const GoldenPack *p, const char *temp, const char *dir,
 /* dir, without slashes at its end, and more behind it. */
 static char *path_with(const char *dir, const char *more, Error *err)
 {
-    size_t n = strlen(dir), m = strlen(more);
+    size_t n = strlen(dir);
     char *path;
     while (n > 1 && dir[n - 1] == '/')
         n--;
-    path = allocate(n + m + 1, 1, "a path", err);
+    path = allocate(n + strlen(more) + 1, 1, "a path", err);
     if (!path)
         return NULL;
     memcpy(path, dir, n);
-    memcpy(path + n, more, m);
-    return path;
+    return strcat(path, more);
 }
 
 static int check_free(const char *path, Error *err)
