@@ -839,15 +839,13 @@ static int make_beside(const GoldenPack *p, const char *temp, const char *dir,
 /* dir, without slashes at its end, and more behind it. */
 static char *path_with(const char *dir, const char *more, Error *err)
 {
-    size_t n = strlen(dir);
-    char *path;
+    size_t n = strlen(dir), size = n + strlen(more) + 1;
+    char *path = allocate(size, 1, "a path", err);
     while (n > 1 && dir[n - 1] == '/')
         n--;
-    path = allocate(n + strlen(more) + 1, 1, "a path", err);
-    if (!path)
-        return NULL;
-    memcpy(path, dir, n);
-    return strcat(path, more);
+    if (path)
+        snprintf(path, size, "%.*s%s", (int)n, dir, more);
+    return path;
 }
 
 static int check_free(const char *path, Error *err)
