@@ -637,6 +637,7 @@ static void attend(float *u, const float *h, float *cache,
     }
 }
 
+/* moe_forward; in training some pairs that the gate picked may be dropped. */
 static void mix(float *y, const float *x, const MoeWeights *w,
                 const Config *c, const Batch *b, MoeActs *a)
 {

@@ -32,7 +32,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { STRIP = 12 };   /* tokens */
+/* Tokens of a strip: as many rows as a narrow tile of matmul_t takes. */
+enum { STRIP = 12 };
 
 /* The eps of the two latent norms: the released classes are built with their
  * own default whatever rms_norm_eps says (docs/disputes.md). */

@@ -29,7 +29,7 @@
 
 /* Logits are made and used for so many rows at a time, scores for so many
  * tokens at most: a block computes those that its first tokens do not see
- * too. Bytes of the scores of a block. */
+ * too; it is three strips of mla.c. Bytes of the scores of a block. */
 enum { LOGIT_ROWS = 64, SCORE_TOKENS = 36, SCORE_BYTES = 2 << 20 };
 
 /* Memory ----------------------------------------------------------------- */

@@ -76,7 +76,7 @@ typedef struct {
 
 static float *row_of(const Matrix *w, size_t r)
 {
-    return (float *)(uintptr_t)w->data + r * w->stride;
+    return matrix_numbers(w) + r * w->stride;
 }
 
 static void scale_row(const Matrix *w, size_t r)

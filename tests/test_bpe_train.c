@@ -9,11 +9,12 @@
 #define _XOPEN_SOURCE 700
 #include "vectors.h"
 
+#include "command.h"
+
 #include "base/bpe_train.h"
 #include "base/pretoken.h"
 
 #include <inttypes.h>
-#include <sys/wait.h>
 
 #define FAIRY "tests/data/fairy_excerpt.txt"
 
@@ -333,44 +334,6 @@ static void bounds(void **state)
 
 /* Runs the program in the scratch directory; its stderr, or stdout if it said
  * nothing there, is in `said`. */
-static char said[1 << 14];
-
-static int run(const char *words)
-{
-    const char *program = getenv("DEEPSEEK");
-    char line[4096], *here = realpath(program ? program : "./deepseek", NULL);
-    assert_non_null(here);
-    snprintf(line, sizeof line, "cd '%s' && '%s' %s >out 2>err </dev/null",
-             scratch(""), here, words);
-    free(here);
-    int status = system(line);
-    assert_true(WIFEXITED(status));
-    static const char *const names[] = {"err", "out"};
-    said[0] = '\0';
-    for (int i = 0; i < 2 && said[0] == '\0'; i++) {
-        FILE *f = fopen(scratch(names[i]), "rb");
-        assert_non_null(f);
-        said[fread(said, 1, sizeof said - 1, f)] = '\0';
-        fclose(f);
-    }
-    return WEXITSTATUS(status);
-}
-
-static void wrong(const char *words, int status, const char *message)
-{
-    char line[1024];
-    snprintf(line, sizeof line, "deepseek: %s\n", message);
-    int found = run(words);
-    if (found != status || strcmp(said, line) != 0)
-        fail_msg("%s: wanted %d and %s, found %d and %s", words, status,
-                 line, found, said);
-}
-
-static void put_text(const char *name, const char *text)
-{
-    put_file(scratch(name), text, strlen(text));
-}
-
 /* What it writes is what the tokenizer reads, with V3's names. */
 static void command(void **state)
 {

@@ -4,12 +4,11 @@
  * V3's FIM tokens. Pinned hashes follow from docs/data.md; every machine has
  * to come to them. DEEPSEEK names the program, else ./deepseek. */
 #define _XOPEN_SOURCE 700
-#include "support.h"
+#include "command.h"
 
 #include "base/unicode.h"
 
 #include <inttypes.h>
-#include <sys/wait.h>
 
 static Tokenizer *tokenizer;
 static int32_t fim_begin, fim_hole, fim_end;
@@ -801,44 +800,6 @@ static void wide_ids(void **state)
 }
 
 /* The command ------------------------------------------------------------- */
-
-static char said[1 << 14];
-
-static int run(const char *words)
-{
-    const char *program = getenv("DEEPSEEK");
-    char line[4096], *here = realpath(program ? program : "./deepseek", NULL);
-    assert_non_null(here);
-    snprintf(line, sizeof line, "cd '%s' && '%s' %s >out 2>err </dev/null",
-             scratch(""), here, words);
-    free(here);
-    int status = system(line);
-    assert_true(WIFEXITED(status));
-    static const char *const names[] = {"err", "out"};
-    said[0] = '\0';
-    for (int i = 0; i < 2 && said[0] == '\0'; i++) {
-        FILE *f = fopen(scratch(names[i]), "rb");
-        assert_non_null(f);
-        said[fread(said, 1, sizeof said - 1, f)] = '\0';
-        fclose(f);
-    }
-    return WEXITSTATUS(status);
-}
-
-static void wrong(const char *words, int status, const char *message)
-{
-    char line[1024];
-    snprintf(line, sizeof line, "deepseek: %s\n", message);
-    int found = run(words);
-    if (found != status || strcmp(said, line) != 0)
-        fail_msg("%s: wanted %d and %s, found %d and %s", words, status,
-                 line, found, said);
-}
-
-static void put_text(const char *name, const char *text)
-{
-    put_file(scratch(name), text, strlen(text));
-}
 
 /* The documents that a command writes, with a blank behind each. */
 static void must_hold(const char *words, const char *texts)

@@ -6,9 +6,7 @@
  * metadata of each file have the margins of its routes and greedy ids).
  * Held here: values to NMSE 1e-9, ids exactly; then that form, chunks, trace
  * and order of calls change no bit that they must not change. */
-#include "support.h"
-
-#define MODELS "tests/data/models/"
+#include "case.h"
 
 static const char *const models[] = {
     "k1-v2-lite", "k2-v2", "k3-v3", "k4-negative-bias", "k5-ties",
@@ -18,35 +16,6 @@ static const char *const models[] = {
     "yarn-absent", "transformers-5-v2", "transformers-5-v3"};
 
 enum { MODEL_COUNT = sizeof models / sizeof *models };
-
-/* A model with its golden values and its prompt. */
-typedef struct {
-    Model model;
-    Safetensors golden;
-    int32_t *ids;
-    size_t T, V;
-} Case;
-
-static void case_open(Case *c, const char *name)
-{
-    char path[200];
-    Error err;
-    size_t one;
-    snprintf(path, sizeof path, MODELS "%s", name);
-    must(model_open(&c->model, path, &err), &err);
-    snprintf(path, sizeof path, MODELS "%s/golden/golden.safetensors", name);
-    must(st_open(&c->golden, path, &err), &err);
-    c->ids = golden(&c->golden, "ids", DT_I32, &c->T, &one);
-    assert_int_equal(one, 1);
-    c->V = c->model.config.vocab_size;
-}
-
-static void case_close(Case *c)
-{
-    model_close(&c->model);
-    st_close(&c->golden);
-    free(c->ids);
-}
 
 static Session open_session(const Model *m, SessionOptions o)
 {
@@ -138,7 +107,7 @@ static void check_trace(const Case *c, bool naive, const char *in)
 static void test_golden(void **state)
 {
     Case c;
-    case_open(&c, *state);
+    case_open(&c, *state, "golden");
     check_trace(&c, false, "absorbed");
     check_trace(&c, true, "naive");
     case_close(&c);
@@ -183,7 +152,7 @@ static void test_greedy(void **state)
 {
     for (size_t i = 0; i < MODEL_COUNT; i++) {
         Case c;
-        case_open(&c, models[i]);
+        case_open(&c, models[i], "golden");
         check_greedy(&c, false);
         check_greedy(&c, true);
         case_close(&c);
@@ -199,7 +168,7 @@ static void check_reading(const char *name, const char *reading,
     Case c;
     Error err;
     size_t rows, cols;
-    case_open(&c, name);
+    case_open(&c, name, "golden");
     float *want = golden(&c.golden, tensor, DT_F32, &rows, &cols);
     float *before = all_logits(&c, false, c.T);
     must(config_reading(&c.model.config, reading, &err), &err);
@@ -240,7 +209,7 @@ static void test_chunks_change_no_bit(void **state)
     (void)state;
     for (size_t i = 0; i < MODEL_COUNT; i++) {
         Case c;
-        case_open(&c, models[i]);
+        case_open(&c, models[i], "golden");
         check_chunks(&c, false, models[i]);
         check_chunks(&c, true, models[i]);
         case_close(&c);
@@ -274,7 +243,7 @@ static void test_chunk_option_changes_no_bit(void **state)
     (void)state;
     for (size_t i = 0; i < MODEL_COUNT; i++) {
         Case c;
-        case_open(&c, models[i]);
+        case_open(&c, models[i], "golden");
         check_cache(&c, false, models[i]);
         check_cache(&c, true, models[i]);
         case_close(&c);
@@ -316,7 +285,7 @@ static void check_traced(const char *name, bool naive)
     char *whole = scratch_dup("whole.safetensors");
     char *parts = scratch_dup("parts.safetensors");
     Case c;
-    case_open(&c, name);
+    case_open(&c, name, "golden");
     float *plain = all_logits(&c, naive, c.T);
     float *with = test_alloc(c.T * c.V, sizeof *with);
     traced(&c, naive, 0, whole, with);
@@ -350,7 +319,7 @@ static void test_score_block_changes_no_bit(void **state)
     (void)state;
     for (int naive = 0; naive < 2; naive++) {
         Case c;
-        case_open(&c, "k3-v3");
+        case_open(&c, "k3-v3", "golden");
         Session s = open_session(&c.model, (SessionOptions){
             .ctx = c.T, .naive = naive});
         Session t = open_session(&c.model, (SessionOptions){
@@ -371,7 +340,7 @@ static void test_rewind(void **state)
 {
     Case c;
     (void)state;
-    case_open(&c, "k3-v3");
+    case_open(&c, "k3-v3", "golden");
     for (int naive = 0; naive < 2; naive++) {
         SessionOptions o = {.ctx = c.T, .naive = naive};
         Session a = open_session(&c.model, o), b = open_session(&c.model, o);
@@ -400,7 +369,7 @@ static void test_context_is_finite(void **state)
     Session bad;
     char wanted[100];
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 8});
     must_fail(session_forward(&s, c.ids, 9, NULL, &err), &err,
               "context: wanted at most 8 tokens, found 9");
@@ -432,7 +401,7 @@ static void test_ids_are_in_range(void **state)
     Case c;
     Error err;
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 8});
     must_fail(session_forward(&s, high, 3, NULL, &err), &err,
               "id 2 of the input: wanted 0 to 63 (vocab_size - 1), found 64");
@@ -538,7 +507,7 @@ static void test_no_memory(void **state)
     Session s;
     SessionOptions o = {.ctx = 8, .chunk = SIZE_MAX, .logit_rows = SIZE_MAX};
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     c.model.config.num_hidden_layers = SIZE_MAX / 16;
     assert_true(session_bytes(&c.model.config, &o) == SIZE_MAX);
     c.model.config.num_hidden_layers = 3;
@@ -566,7 +535,7 @@ static void check_nll(const char *name, size_t chunk)
     Case c;
     Error err;
     double nats, want = 0;
-    case_open(&c, name);
+    case_open(&c, name, "golden");
     float *logits = all_logits(&c, false, c.T);
     for (size_t t = 0; t + 1 < c.T; t++)
         want += direct_nll(logits + t * c.V, c.V, c.ids[t + 1]);
@@ -597,7 +566,7 @@ static void test_nll_refuses(void **state)
     Error err;
     double nats;
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 8});
     must_fail(session_nll(&s, c.ids, 4, &nats, NULL, &err), &err,
               "session: wanted one with logits of 8 rows, found 0");
@@ -643,7 +612,7 @@ static void test_greedy_is_argmax(void **state)
     Case c;
     GenerateStats stats;
     (void)state;
-    case_open(&c, "k3-v3");
+    case_open(&c, "k3-v3", "golden");
     for (size_t vocabulary = 5; vocabulary <= c.V; vocabulary += 59) {
         Sink got = generated(&c, c.T + 12, (GenerateOptions){
             .n = 12, .vocabulary = vocabulary}, &stats);
@@ -666,7 +635,7 @@ static void test_sampling_follows_the_seed(void **state)
     GenerateStats stats;
     GenerateOptions o = {.sampler = {1.5f, 40, 0.95f}, .seed = 7, .n = 30};
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     Sink a = generated(&c, c.T + 30, o, &stats);
     Sink b = generated(&c, c.T + 30, o, &stats);
     o.seed = 8;
@@ -684,7 +653,7 @@ static void test_generation_ends(void **state)
     Sink s;
     size_t n, one;
     (void)state;
-    case_open(&c, "k3-v3");
+    case_open(&c, "k3-v3", "golden");
     int32_t *g = golden(&c.golden, "greedy_ids", DT_I32, &n, &one), stop[2];
     size_t at = 1;
     while (at < n - 1 && g[at] == g[0])
@@ -727,7 +696,7 @@ static void test_generation_refuses(void **state)
     GenerateOptions o = {.n = 3, .vocabulary = 65};
     Sink sink = {.enough = 2};
     (void)state;
-    case_open(&c, "k1-v2-lite");
+    case_open(&c, "k1-v2-lite", "golden");
     Session s = open_session(&c.model, (SessionOptions){.ctx = 40});
     must_fail(generate(&s, c.ids, 4, &o, take, &sink, &stats, &err), &err,
               "vocabulary: wanted 1 to vocab_size (64) tokens, found 65");

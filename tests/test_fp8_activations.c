@@ -6,41 +6,10 @@
  * too, other tiles and other scales move the logits by NMSE 8e-6 and more).
  * Held here: values to NMSE 1e-9; then that chunks change no bit, what the
  * form of attention and the dtype have to be, and what memory it costs. */
-#include "support.h"
-
-#define MODELS "tests/data/models/"
+#include "case.h"
 
 static const char *const models[] = {"fp8-ragged", "fp8-ue8m0",
                                      "fp8-sharded"};
-
-/* A model with its golden values and its prompt. */
-typedef struct {
-    Model model;
-    Safetensors golden;
-    int32_t *ids;
-    size_t T, V;
-} Case;
-
-static void case_open(Case *c, const char *name)
-{
-    char path[200];
-    Error err;
-    size_t one;
-    snprintf(path, sizeof path, MODELS "%s", name);
-    must(model_open(&c->model, path, &err), &err);
-    snprintf(path, sizeof path,
-             MODELS "%s/golden/fp8_activations.safetensors", name);
-    must(st_open(&c->golden, path, &err), &err);
-    c->ids = golden(&c->golden, "ids", DT_I32, &c->T, &one);
-    c->V = c->model.config.vocab_size;
-}
-
-static void case_close(Case *c)
-{
-    model_close(&c->model);
-    st_close(&c->golden);
-    free(c->ids);
-}
 
 /* Logits (T, V) of the prompt, in passes of `chunk` tokens. */
 static float *all_logits(const Case *c, SessionOptions o)
@@ -105,7 +74,7 @@ static void test_golden(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         Case c;
-        case_open(&c, models[i]);
+        case_open(&c, models[i], "fp8_activations");
         check_trace(&c, models[i]);
         case_close(&c);
     }
@@ -118,7 +87,7 @@ static void test_chunks(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         Case c;
-        case_open(&c, models[i]);
+        case_open(&c, models[i], "fp8_activations");
         SessionOptions o = {.chunk = c.T, .fp8 = true};
         float *whole = all_logits(&c, o);
         for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {
@@ -139,7 +108,7 @@ static void test_scopes(void **state)
     float *logits[4];
     Case c;
     (void)state;
-    case_open(&c, "fp8-ragged");
+    case_open(&c, "fp8-ragged", "fp8_activations");
     SessionOptions o = {.chunk = c.T};
     logits[3] = all_logits(&c, o);
     o.fp8 = true;

@@ -6,9 +6,7 @@
  * are properties, of random models in memory: drafting changes no greedy text,
  * no distribution, and leaves no trace in a cache. ROUNDS in the environment
  * tries so many times as much (`make exhaustive`). */
-#include "support.h"
-
-#define MODELS "tests/data/models/"
+#include "case.h"
 
 static size_t rounds(void)
 {
@@ -554,34 +552,6 @@ static void test_drawn_from_q(void **state)
 
 /* Golden values ---------------------------------------------------------- */
 
-typedef struct {
-    Model model;
-    Safetensors golden;
-    int32_t *ids;
-    size_t T, V, D;
-} Case;
-
-static void case_open(Case *c, const char *name)
-{
-    char path[200];
-    Error err;
-    size_t one;
-    snprintf(path, sizeof path, MODELS "%s", name);
-    must(model_open(&c->model, path, &err), &err);
-    snprintf(path, sizeof path, MODELS "%s/golden/mtp.safetensors", name);
-    must(st_open(&c->golden, path, &err), &err);
-    c->ids = golden(&c->golden, "ids", DT_I32, &c->T, &one);
-    c->V = c->model.config.vocab_size;
-    c->D = c->model.n_mtp;
-}
-
-static void case_close(Case *c)
-{
-    model_close(&c->model);
-    st_close(&c->golden);
-    free(c->ids);
-}
-
 /* A trace of the main model and of all modules. */
 static void trace_case(const Case *c, SessionOptions o, const char *path)
 {
@@ -630,7 +600,7 @@ static void check_modules(const char *name, SessionOptions o)
     Case c;
     Error err;
     size_t compared = 0;
-    case_open(&c, name);
+    case_open(&c, name, "mtp");
     trace_case(&c, o, path);
     must(st_open(&traced, path, &err), &err);
     for (size_t i = 0; i < c.golden.n_tensors; i++) {
@@ -670,7 +640,7 @@ static void test_positions(void **state)
     Case c;
     Error err;
     (void)state;
-    case_open(&c, "mtp-two");
+    case_open(&c, "mtp-two", "mtp");
     trace_case(&c, (SessionOptions){0}, path);
     must(st_open(&traced, path, &err), &err);
     for (size_t layer = 2; layer < 4; layer++) {
@@ -727,7 +697,7 @@ static void test_golden_drafts(void **state)
     (void)state;
     for (size_t i = 0; i < 2; i++) {
         Case c;
-        case_open(&c, names[i]);
+        case_open(&c, names[i], "mtp");
         for (size_t n = 1; n < 5; n++)
             assert_true(draft_error(&c, n, "draft_logits", true) <= 1e-9);
         case_close(&c);
@@ -742,7 +712,7 @@ static void check_reading(const char *reading, const char *field, size_t k)
     Safetensors traced;
     Case c;
     Error err;
-    case_open(&c, "mtp-two");
+    case_open(&c, "mtp-two", "mtp");
     must(config_reading(&c.model.config, reading, &err), &err);
     trace_case(&c, (SessionOptions){0}, path);
     must(st_open(&traced, path, &err), &err);
@@ -1159,7 +1129,7 @@ static void test_unseen_tokens(void **state)
     MtpStats drafted = {0};
     Said said = {.n = 0};
     (void)state;
-    case_open(&c, "mtp-two");
+    case_open(&c, "mtp-two", "mtp");
     must(mtp_options(&o, &c.model, 2, &err), &err);
     must(session_open(&s, &c.model, &o, &err), &err);
     must(mtp_open(&mtp, &s, 2, false, &err), &err);
