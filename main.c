@@ -219,7 +219,7 @@ static const Command commands[] = {
      .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),
      .summary = "make a pack that other engines are judged by",
      .text =
-        "Writes a small model whose every stage counts, K1 to K11 "
+        "Writes a small model whose every stage counts, K1 to K12 "
         "(docs/golden.md), and beside it in golden/ what each stage gives for "
         "48 tokens and a manifest: names, axes, SHA-256 and by how much "
         "experts were chosen. The same bytes on every machine.",

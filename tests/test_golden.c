@@ -84,13 +84,21 @@ enum { MOST = 32 };
 static Made made[MOST];
 static size_t n_made;
 
+static bool is_big(const GoldenPack *p)
+{
+    return strcmp(p->name, "K12") == 0;
+}
+
+/* Where every instruction is checked the big one is left out: it runs what the
+ * others run. */
 static int make_all(void **state)
 {
+    const GoldenPack *p;
     (void)state;
-    for (size_t i = 0; golden_pack(i); i++) {
+    for (size_t i = 0; (p = golden_pack(i)) != NULL; i++) {
         assert_true(i < MOST);
-        open_made(&made[i], golden_pack(i));
-        n_made++;
+        if (!getenv("QUICK") || !is_big(p))
+            open_made(&made[n_made++], p);
     }
     return 0;
 }
@@ -331,22 +339,54 @@ static bool is_picked(const Made *m, size_t layer, size_t expert)
     return false;
 }
 
-/* Of two groups that are equal the second never wins. */
+/* Of two groups that are equal the second never wins; 384 picks do not reach
+ * all of K12's 256 experts. */
+static bool some_are_idle(const GoldenPack *p)
+{
+    return p->ties || is_big(p);
+}
+
+/* Of n experts from `first` on. */
+static size_t picked(const Made *m, size_t layer, size_t first, size_t n)
+{
+    size_t found = 0;
+    for (size_t e = first; e < first + n; e++)
+        found += is_picked(m, layer, e);
+    return found;
+}
+
 static void check_picks(const Made *m)
 {
     const Config *c = &m->model.config;
     size_t layers = c->num_hidden_layers + c->num_nextn_predict_layers;
-    for (size_t l = 0; l < layers; l++)
-        for (size_t e = 0; config_is_moe(c, l) && e < c->n_routed_experts; e++)
-            if (!m->pack->ties && !is_picked(m, l, e))
-                fail_msg("%s: layer %zu: nobody picks expert %zu",
-                         m->pack->name, l, e);
+    for (size_t l = 0; l < layers; l++) {
+        size_t n = c->n_routed_experts;
+        if (config_is_moe(c, l) && !some_are_idle(m->pack)
+            && picked(m, l, 0, n) < n)
+            fail_msg("%s: layer %zu: nobody picks some expert",
+                     m->pack->name, l);
+    }
 }
 
 static void every_expert_is_picked(void **state)
 {
     (void)state;
     each(check_picks);
+}
+
+/* And a quarter of each group, and the last. */
+static void half_of_256_experts_are_picked(void **state)
+{
+    const Made *m = made;
+    (void)state;
+    while (m < made + n_made && !is_big(m->pack))
+        m++;
+    if (m == made + n_made)
+        skip();
+    assert_true(picked(m, 1, 0, 256) >= 128);
+    for (size_t g = 0; g < 8; g++)
+        assert_true(picked(m, 1, g * 32, 32) >= 8);
+    assert_true(is_picked(m, 1, 255));
 }
 
 /* Shares ----------------------------------------------------------------- */
@@ -551,27 +591,36 @@ static double moved(const Logits *a, const Logits *b)
     return most;
 }
 
-/* A gain becomes 1, a matrix or a bias 0. */
-static void lose(const TensorInfo *info)
+/* A gain becomes 1, a matrix or a bias 0; what it was is kept. */
+static void lose(const TensorInfo *info, float *kept)
 {
     float *w = matrix_numbers(info->slot);
-    for (size_t i = 0; i < info->rows * info->cols; i++)
+    for (size_t i = 0; i < info->rows * info->cols; i++) {
+        kept[i] = w[i];
         w[i] = info->kind == TENSOR_NORM;
+    }
+}
+
+static size_t expert_of(const TensorInfo *info)
+{
+    const char *at = strstr(info->name, ".experts.");
+    return (size_t)strtoul(at + strlen(".experts."), NULL, 10);
 }
 
 static bool is_idle(const Made *m, const TensorInfo *info)
 {
-    const char *at = strstr(info->name, ".experts.");
-    return info->routed && m->pack->ties
-           && !is_picked(m, info->layer,
-                         (size_t)strtoul(at + strlen(".experts."), NULL, 10));
+    return info->routed && some_are_idle(m->pack)
+           && !is_picked(m, info->layer, expert_of(info));
 }
 
 /* An FFN without W_gate, W_up or W_down gives 0, whichever it is: W_down will
  * do for the three. A tied or shared table is no tensor of its own. Of a deep
- * model the first layers and the last. */
+ * model the first layers and the last; of many experts some in each group, for
+ * time. */
 static bool is_tried(const TensorInfo *info, const Config *c)
 {
+    if (info->routed && c->n_routed_experts > 100 && expert_of(info) % 15)
+        return false;
     bool table = info->kind == TENSOR_EMBED || info->kind == TENSOR_HEAD;
     bool middle = c->num_hidden_layers > 8 && info->layer != SIZE_MAX
                   && info->layer >= 3
@@ -582,20 +631,20 @@ static bool is_tried(const TensorInfo *info, const Config *c)
            && !(info->kind == TENSOR_HEAD && c->tie_word_embeddings);
 }
 
-static void lose_each(const Made *m, Model *copy, float *weights, size_t n)
+static void lose_each(const Made *m, Model *copy, size_t n)
 {
     float *kept = test_alloc(n, sizeof *kept);
     Logits whole = new_logits(&copy->config), less = new_logits(&copy->config);
     TensorWalk walk = tensor_walk(&copy->config, copy);
     TensorInfo info;
-    memcpy(kept, weights, n * sizeof *kept);
     run_model(&whole, copy, m->ids);
     while (tensor_next(&walk, &info)) {
         if (!is_tried(&info, &copy->config) || is_idle(m, &info))
             continue;
-        lose(&info);
+        lose(&info, kept);
         run_model(&less, copy, m->ids);
-        memcpy(weights, kept, n * sizeof *kept);
+        memcpy(matrix_numbers(info.slot), kept,
+               info.rows * info.cols * sizeof *kept);
         double e = moved(&less, &whole);
         if (getenv("SHARES"))
             print_message("%s %s %.1e\n", m->pack->name, info.name, e);
@@ -614,7 +663,7 @@ static void check_losses(const Made *m)
     Error err;
     size_t n;
     must(model_floats(&copy, &m->model, &n, &err), &err);
-    lose_each(m, &copy, copy.copied, n);
+    lose_each(m, &copy, n);
     model_close(&copy);
 }
 
@@ -676,6 +725,7 @@ int main(void)
         cmocka_unit_test(no_choice_is_narrow),
         cmocka_unit_test(weights_are_exact_in_bf16),
         cmocka_unit_test(every_expert_is_picked),
+        cmocka_unit_test(half_of_256_experts_are_picked),
         cmocka_unit_test(each_stage_has_its_share),
         cmocka_unit_test(no_gate_is_saturated),
         cmocka_unit_test(rounding_stays_small),
