@@ -48,8 +48,8 @@ TESTS   = $(patsubst %.c,$(BUILD)/%,$(wildcard tests/test_*.c))
 BENCHES = $(patsubst %,$(BUILD)/bench/%,kernels model tokenizer train)
 CHECKS  = $(wildcard tests/check_*.sh)
 # Whatever a file holds, every line that reads it has been tried.
-LOADERS = base/file.c base/json.c base/safetensors.c base/document.c \
-          base/bpe.c config.c model.c tokenizer.c
+LOADERS = base/file.c base/json.c base/safetensors.c base/npy.c \
+          base/document.c base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
 .PHONY: all portable run test check golden identical exhaustive fuzz coverage \

@@ -64,7 +64,7 @@ static double from_byte(DType dtype, unsigned char b)
     }
 }
 
-static double element(const StTensor *t, size_t i)
+double diff_value(const StTensor *t, size_t i)
 {
     size_t size = dtype_size(t->dtype);
     const unsigned char *from = t->data + i * size;
@@ -125,7 +125,8 @@ int diff_tensor(DiffRow *row, const StTensor *a, const StTensor *b,
         return 0;
     Sums sums = {0, 0};
     for (size_t i = 0; i < a->elements; i++)
-        add_element(row, &sums, i, element(a, i), element(b, i));
+        add_element(row, &sums, i, diff_value(a, i),
+                    diff_value(b, i));
     row->nmse = sums.error == 0 ? 0 : sums.error / sums.power;
     return 0;
 }

@@ -17,6 +17,8 @@ typedef struct {
     size_t worst;          /* its flat index, the first one */
 } DiffRow;
 
+/* Element i of a tensor of any dtype. */
+double diff_value(const StTensor *t, size_t i);
 /* Compares one tensor of a with its namesake in b; b may be NULL. Values of
  * any dtypes are compared as double (which rounds integers beyond 2^53), NaN
  * equal to NaN and infinitely far from all else. Infinities and NaN of a are

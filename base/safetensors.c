@@ -14,7 +14,7 @@
 /* How much of a name goes into a message: the rest of the line matters too. */
 #define NAME "%.200s"
 
-static bool is_little_endian(void)
+bool st_little_endian(void)
 {
     const uint16_t one = 1;
     unsigned char low;
@@ -22,7 +22,7 @@ static bool is_little_endian(void)
     return low == 1;
 }
 
-static void swap_elements(unsigned char *data, size_t n, size_t size)
+void st_swap(unsigned char *data, size_t n, size_t size)
 {
     for (; n > 0; n--, data += size) {
         for (size_t i = 0; i < size / 2; i++) {
@@ -33,9 +33,7 @@ static void swap_elements(unsigned char *data, size_t n, size_t size)
     }
 }
 
-/* elements = product of the shape; -1 where it or its bytes overflow. */
-static int count_elements(const size_t *shape, int rank, DType dtype,
-                          size_t *elements)
+int st_elements(const size_t *shape, int rank, DType dtype, size_t *elements)
 {
     size_t n = 1;
     for (int i = 0; i < rank; i++) {
@@ -149,7 +147,7 @@ static int read_entry(const Shard *s, const JsonNode *entry, StTensor *t)
     t->rank = read_sizes(s, entry, "shape", t->name, t->shape, ST_MAX_RANK);
     if (t->rank < 0)
         return -1;
-    if (count_elements(t->shape, t->rank, t->dtype, &t->elements) != 0)
+    if (st_elements(t->shape, t->rank, t->dtype, &t->elements) != 0)
         return fail(s->err, "%s: tensor " NAME ": shape: more elements than "
                     "memory can hold", s->path, t->name);
     if (read_range(s, entry, t) != 0)
@@ -267,7 +265,7 @@ static int read_tensors(Safetensors *st, const Shard *s)
 static void swap_file(const StTensor *tensors, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        swap_elements((unsigned char *)(uintptr_t)tensors[i].data,
+        st_swap((unsigned char *)(uintptr_t)tensors[i].data,
                       tensors[i].elements, dtype_size(tensors[i].dtype));
 }
 
@@ -288,7 +286,7 @@ static int read_header(Safetensors *st, const Shard *s)
     size_t n = st->n_tensors - old;
     if (check_tiling(s, st->tensors + old, n) != 0)
         return -1;
-    if (!is_little_endian())
+    if (!st_little_endian())
         swap_file(st->tensors + old, n);
     return 0;
 }
@@ -361,7 +359,7 @@ static int open_one(Safetensors *st, const char *path, Error *err)
     if (grow_files(st, path, err) != 0)
         return -1;
     File *file = &st->files[st->n_files - 1];
-    int rc = is_little_endian() ? file_open(file, path, err)
+    int rc = st_little_endian() ? file_open(file, path, err)
                                 : file_read(file, path, err);
     return rc == 0 ? read_file(st, file, path, err) : -1;
 }
@@ -663,7 +661,7 @@ static int put_swapped(const StSink *sink, const unsigned char *from, size_t n,
     while (n > 0) {
         size_t m = n < most ? n : most;
         memcpy(block, from, m * size);
-        swap_elements(block, m, size);
+        st_swap(block, m, size);
         if (out_write(sink->out, block, m * size, err) != 0)
             return -1;
         from += m * size;
@@ -678,7 +676,7 @@ int st_put(StSink *sink, const void *elements, size_t n, Error *err)
         return fail(err, "%s: tensor " NAME ": wanted %zu more elements, got "
                     "%zu", sink->path, sink->spec->name, sink->left, n);
     sink->left -= n;
-    if (is_little_endian())
+    if (st_little_endian())
         return out_write(sink->out, elements,
                          n * dtype_size(sink->spec->dtype), err);
     return put_swapped(sink, elements, n, err);
@@ -692,7 +690,7 @@ static int add_entry(Text *t, const StSpec *spec, size_t *offset,
     if (spec->rank < 0 || spec->rank > ST_MAX_RANK)
         return fail(err, "%s: tensor " NAME ": wanted rank 0 to %d, got %d",
                     path, spec->name, ST_MAX_RANK, spec->rank);
-    if (count_elements(spec->shape, spec->rank, spec->dtype, &elements) != 0
+    if (st_elements(spec->shape, spec->rank, spec->dtype, &elements) != 0
         || elements * dtype_size(spec->dtype) > PTRDIFF_MAX - *offset)
         return fail(err, "%s: tensor " NAME ": too large", path, spec->name);
     text_add(t, t->length > 1 ? "," : "", t->length > 1);
@@ -781,7 +779,7 @@ static int write_tensor(OutFile *out, const StSpec *spec, size_t i,
                         StFill *fill, void *context, Error *err)
 {
     StSink sink = {out, out->path, spec, 0};
-    count_elements(spec->shape, spec->rank, spec->dtype, &sink.left);
+    st_elements(spec->shape, spec->rank, spec->dtype, &sink.left);
     if (fill(context, i, &sink, err) != 0)
         return -1;
     if (sink.left > 0)

@@ -53,6 +53,12 @@ const StTensor *st_find(const Safetensors *st, const char *name);
  * offset. Sorts an array of n_tensors pointers. */
 void st_order(const Safetensors *st, const StTensor **order);
 
+/* For readers of other formats: the product of a shape, -1 where it or its
+ * bytes overflow; elements of `size` bytes the other way round. */
+int st_elements(const size_t *shape, int rank, DType dtype, size_t *elements);
+bool st_little_endian(void);
+void st_swap(unsigned char *data, size_t n, size_t size);
+
 /* Writing: the shapes first, then each tensor's data in turn. */
 typedef struct {
     const char *name;

@@ -2,6 +2,7 @@
 #include "commands.h"
 
 #include "../base/diff.h"
+#include "../base/npy.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -101,7 +102,7 @@ int run_diff(const Arguments *a, Error *err)
     Safetensors st[2] = {{0}, {0}};
     Diff d = {.json = a->json};
     int status = st_open(&st[0], path[0], err);
-    if (status == 0 && (status = st_open(&st[1], path[1], err)) == 0) {
+    if (status == 0 && (status = npy_open(&st[1], path[1], err)) == 0) {
         status = diff_print(&d, &st[0], &st[1], err);
         st_close(&st[1]);
     }

@@ -35,6 +35,7 @@ seeds() {
     case $1 in
     json) echo tests/fuzz/seeds/json tests/data/configs ;;
     safetensors) echo tests/fuzz/seeds/safetensors ;;
+    npy) echo tests/data/npy ;;
     settings) echo tests/data/train ;;
     model) echo "$root/seeds" ;;
     tokenizer) echo tests/data/tokenizer/v2 tests/data/tokenizer/v3 ;;
