@@ -71,11 +71,13 @@ static void draft_spec(Draft *d, const TensorInfo *info, DType dtype,
 }
 
 /* A module's copy of embedding or head, where a model in memory has none of
- * its own (model_zeros). */
+ * its own (model_zeros). Where the two are tied there is one table, and it is
+ * stored once. */
 static void find_shared(const Draft *d, TensorInfo *info)
 {
     Model *m = d->model;
-    if (!m || !m->copied || !info->mtp || info->slot->data)
+    if (!m || !m->copied || m->config.tie_word_embeddings || !info->mtp
+        || info->slot->data)
         return;
     if (info->kind == TENSOR_EMBED)
         info->slot = &m->embed_tokens;
@@ -94,7 +96,7 @@ static void draft_walk(Draft *d, size_t *n, size_t *widest, size_t *scales)
         bool f8 = dtype == DT_F8_E4M3;
         find_shared(d, &info);
         if (d->model && !info.slot->data)
-            continue;    /* of an MTP layer that is not there */
+            continue;    /* of an MTP layer: absent, or shared */
         *n += f8 ? 2 : 1;
         *widest = info.cols > *widest ? info.cols : *widest;
         *scales = f8 && grid > *scales ? grid : *scales;

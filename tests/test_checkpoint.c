@@ -270,6 +270,36 @@ static void test_init_seed(void **state)
     free(b);
 }
 
+/* What a model in memory is saved as: its MTP module with copies of embedding
+ * and head, but with no copy of a table that is both. */
+static void test_save_stores_the_tied_once(void **state)
+{
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        char path[200], *from = scratch_dup("drawn");
+        char *dir = scratch_dup("saved");
+        Config c = config_of(MODELS "mtp-present");
+        Model m, saved;
+        Error err;
+        size_t n;
+        c.tie_word_embeddings = tied;
+        init(&c, from, DT_F32, 3);
+        must(model_zeros(&m, &c, &n, &err), &err);
+        snprintf(path, sizeof path, "%s/config.json", from);
+        must(model_save(&m, path, dir, DT_F32, NULL, NULL, &err), &err);
+        must(model_open(&saved, dir, &err), &err);
+        assert_int_equal(saved.n_mtp, 1);
+        assert_true((saved.layers[2].embed_tokens.data == NULL) == tied);
+        assert_true((saved.layers[2].shared_head_head.data == NULL) == tied);
+        model_close(&saved);
+        model_close(&m);
+        remove_made(from);
+        remove_made(dir);
+        free(from);
+        free(dir);
+    }
+}
+
 /* The tokenizer's files beside the config go along. */
 static void test_init_copies_tokenizer(void **state)
 {
@@ -865,6 +895,7 @@ int main(void)
         cmocka_unit_test(test_init_round_trip),
         cmocka_unit_test(test_init_values),
         cmocka_unit_test(test_scale_grid), cmocka_unit_test(test_init_seed),
+        cmocka_unit_test(test_save_stores_the_tied_once),
         cmocka_unit_test(test_init_copies_tokenizer),
         cmocka_unit_test(test_init_copies_from_directory),
         cmocka_unit_test(test_init_force),
