@@ -63,6 +63,8 @@ title "training models/stories: operations three times those of a forward pass"
 "$programs/train" models/stories 16 256
 title "training's memory beside the mapped file; goal: what the formula says"
 "$programs/train" models/stories 8 256 memory
+title "training: goal: time linear in layers, experts and tokens"
+sh bench/scaling.sh "$programs/train"
 title "long contexts: 4 layers of it; goal: time linear in the cache's bytes"
 model "$work/4-layers" decode:1024 decode:8192 decode:32768 decode:131072
 title "long prompts: absorbed (prompt) and naive; time of each length"

@@ -40,6 +40,7 @@ text=tests/data/fairy_excerpt.txt
 lines 2 "$root/bench/tokenizer" models/stories $text
 lines 3 serve "open\nencode $text\ndecode $text\n" \
     "$root/bench/tokenizer" models/stories
+TOKENS=64 WORK="$root" lines 15 sh bench/scaling.sh "$root/bench/train"
 rm -rf "$root/balance"
 found=$(STEPS=2 SEEDS=1 WORK="$root/balance" sh bench/balance.sh $text \
     2>"$root/err" | wc -l)
