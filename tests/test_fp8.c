@@ -292,6 +292,23 @@ static void test_tile_vectors(void **state)
     vectors_close(&v);
 }
 
+/* x/s is 1.6875, a tie, which goes to 1.75; x·(1/s) is just below it and goes
+ * to 1.625. */
+static void test_division(void **state)
+{
+    const float x[2] = {0.125f, 0x1.edb6dcp-12f};
+    volatile float reciprocal, product; /* rounded, whatever computes them */
+    float scale;
+    uint8_t codes[2];
+    (void)state;
+    fp8_quantize(codes, &scale, x, 2, 1, 2, FP8_TILE, false);
+    reciprocal = 1 / scale;
+    product = x[1] * reciprocal;
+    assert_true(product < 1.6875f);
+    assert_int_equal(codes[0], 0x7e);
+    assert_true(e4m3_decode(codes[1]) == 1.75f);
+}
+
 /* Scales ----------------------------------------------------------------- */
 
 static void test_scale(void **state)
@@ -966,7 +983,8 @@ int main(void)
         cmocka_unit_test(test_halves_agree), cmocka_unit_test(test_ue8m0),
         cmocka_unit_test(test_decode_vectors),
         cmocka_unit_test(test_encode_vectors),
-        cmocka_unit_test(test_tile_vectors), cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_tile_vectors), cmocka_unit_test(test_division),
+        cmocka_unit_test(test_scale),
         cmocka_unit_test(test_ue8m0_scale), cmocka_unit_test(test_scopes),
         cmocka_unit_test(test_retile), cmocka_unit_test(test_gemm_vectors),
         cmocka_unit_test(test_products), cmocka_unit_test(test_lanes),

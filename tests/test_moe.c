@@ -238,6 +238,23 @@ static void test_negative_bias_vector(void **state)
     layer_free(&l);
 }
 
+/* 256 of the released models are as many as a byte can name. */
+static void test_more_experts_than_a_byte_names(void **state)
+{
+    static const int32_t ids[] = {299, 256, 255};
+    float many[300] = {0};
+    Config c = grouped(DEEPSEEK_V2, TOPK_GREEDY, 1);
+    (void)state;
+    c.n_routed_experts = 300;
+    many[299] = 3;
+    many[256] = 2;
+    many[255] = 1;
+    Layer l = gate_of_identity(c, 1);
+    gate_forward(many, &l.w, &l.c, 1, &l.a);
+    must_be_ids(l.a.topk_ids, ids, 3);
+    layer_free(&l);
+}
+
 /* Ties ------------------------------------------------------------------- */
 
 /* Experts and groups alike; 1 and 6 are better than the rest, which tie. */
@@ -712,6 +729,7 @@ int main(void)
         cmocka_unit_test(test_greedy_vector),
         cmocka_unit_test(test_v3_vector),
         cmocka_unit_test(test_negative_bias_vector),
+        cmocka_unit_test(test_more_experts_than_a_byte_names),
         cmocka_unit_test(test_ties_go_to_the_lowest),
         cmocka_unit_test(test_bias_chooses_and_never_weighs),
         cmocka_unit_test(test_v2_has_no_bias),
