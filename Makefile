@@ -52,8 +52,8 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/npy.c \
           base/document.c base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check golden identical exhaustive fuzz coverage \
-        eva bench balance tiny install clean help FORCE
+.PHONY: all portable run test check golden mutants identical exhaustive fuzz \
+        coverage eva bench balance tiny install clean help FORCE
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -76,6 +76,9 @@ check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
 
 golden: $(PROGRAM) ## make the golden packs, compare with golden/
 	DEEPSEEK=$(abspath $(PROGRAM)) sh tests/golden.sh $(BUILD)/golden
+
+mutants: ## make each known mistake; which golden packs show it? 15 minutes
+	nice -n 10 sh tests/mutants.sh $(BUILD)/mutants
 
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh

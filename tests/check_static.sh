@@ -5,7 +5,8 @@
 # Every finding is an error; what is not asked for, and what is let pass, is
 # listed in the functions below with its reason. What is absent is named as
 # skipped.
-# usage: tests/check_static.sh [warnings|unused|cppcheck|tidy|analyzer...]
+# usage: tests/check_static.sh [CHECK...]: warnings, unused, mutants, cppcheck,
+#        tidy, analyzer
 set -u
 root=build/static
 failed=0
@@ -66,6 +67,18 @@ unused() {
         "$root/unused.log" >"$root/unused.list"
     echo '^$' | report "search for functions that nothing calls" \
         "$root/unused.list"
+}
+
+# The lines that tests/mutants/table.txt changes are in their files, once.
+mutants() {
+    table=tests/mutants/table.txt
+    awk '/^= / { name = $2 } /^file: / { print name, $2 }' $table |
+        while read -r name file; do
+            awk -v name="$name" -f tests/mutants/patch.awk $table "$file" \
+                2>&1 >/dev/null
+        done >"$root/mutants.log"
+    echo '^$' | report "search for mutants that have lost their lines" \
+        "$root/mutants.log"
 }
 
 # Not asked for: knownConditionTrueFalse, since it takes enum constants for 0;
@@ -142,7 +155,7 @@ END
 
 # The analyzer runs when asked for: what it reports has to be read, and differs
 # from version to version.
-for check in ${*:-warnings unused cppcheck tidy}; do
+for check in ${*:-warnings unused mutants cppcheck tidy}; do
     case $check in cppcheck) cppcheck_all ;; *) $check ;; esac
 done
 [ "$failed" = 0 ]
