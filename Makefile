@@ -53,7 +53,7 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/npy.c \
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
 .PHONY: all portable run test check golden mutants identical exhaustive fuzz \
-        coverage eva bench balance tiny install clean help FORCE
+        coverage eva bench balance tiny install clean help FORCE $(CHECKS)
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -70,9 +70,10 @@ run: $(PROGRAM) ## tell a story from the model in models/
 test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh tests/run.sh $(TESTS)
 
-check: test ## the tests, and every tests/check_*.sh: sanitizers, faults, …
-	@for check in $(CHECKS); do \
-	    DEEPSEEK=$(abspath $(PROGRAM)) sh $$check || exit 1; done
+check: test $(CHECKS) ## the tests, and every tests/check_*.sh: sanitizers, faults, …
+
+$(CHECKS): test
+	@DEEPSEEK=$(abspath $(PROGRAM)) sh $@
 
 golden: $(PROGRAM) ## make the golden packs, compare with golden/
 	DEEPSEEK=$(abspath $(PROGRAM)) sh tests/golden.sh $(BUILD)/golden
