@@ -11,6 +11,9 @@
 # WERROR 1: a warning is an error
 # BUILD  where objects go, PROGRAM what is linked: for builds side by side
 # PREFIX, DESTDIR: where `make install` puts things
+# PYTHON for `make engines`: has numpy and safetensors, and engines that are not
+#        in build/engines (sh tests/engines/install.sh build/engines)
+# ENGINES, PACKS, OPTIONS: some of them; what engines.py takes besides
 # TEXTS  what `make tiny` and `make balance` learn from
 # TINY   where the first puts tokenizer, data, run
 
@@ -19,6 +22,7 @@ PROGRAM = deepseek
 PREFIX  = /usr/local
 MODEL   = models/stories
 FUZZ    = 20
+PYTHON ?= python3
 TINY    = $(BUILD)/tiny
 TEXTS   =
 
@@ -52,8 +56,9 @@ LOADERS = base/file.c base/json.c base/safetensors.c base/npy.c \
           base/document.c base/bpe.c config.c model.c tokenizer.c
 CMOCKA  = $(or $(shell pkg-config --cflags --libs cmocka 2>/dev/null),-lcmocka)
 
-.PHONY: all portable run test check golden mutants identical exhaustive fuzz \
-        coverage eva bench balance tiny install clean help FORCE $(CHECKS)
+.PHONY: all portable run test check golden mutants engines identical \
+        exhaustive fuzz coverage eva bench balance tiny install clean help \
+        FORCE $(CHECKS)
 MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -80,6 +85,11 @@ golden: $(PROGRAM) ## make the golden packs, compare with golden/
 
 mutants: ## make each known mistake; which golden packs show it? 15 minutes
 	nice -n 10 sh tests/mutants.sh $(BUILD)/mutants
+
+engines: $(PROGRAM) ## run other engines on the packs, those that PYTHON has
+	DEEPSEEK=$(abspath $(PROGRAM)) $(PYTHON) tests/engines/engines.py \
+	    $(BUILD)/engines $(if $(ENGINES),--engines $(ENGINES)) \
+	    $(if $(PACKS),--packs $(PACKS)) $(OPTIONS)
 
 identical: ## compare the bits of every build that this machine can make
 	sh tests/identical.sh
