@@ -797,6 +797,56 @@ static void test_write_refuses(void **state)
     free(path);
 }
 
+/* How weights are stored makes no other model. */
+static void test_same(void **state)
+{
+    static const Pair stored[] = {
+        {"torch_dtype", "\"float16\""},
+        {"quantization_config", "{\"quant_method\": \"fp8\", \"fmt\": "
+         "\"e4m3\", \"weight_block_size\": [128, 128]}"}};
+    Config a = read_changed(NULL, 0), b = read_changed(stored, 2);
+    Error err;
+    (void)state;
+    assert_true(b.fp8);
+    must(config_same(&a, "new", &b, "old", &err), &err);
+    must(config_same(&b, "new", &a, "old", &err), &err);
+}
+
+/* The first difference, whether a value is another, or a key is not there,
+ * is inside an object, or ends a line without a comma. */
+static void test_not_same(void **state)
+{
+    static const struct {
+        Pair change;
+        const char *was, *is;
+    } differences[] = {
+        {{"hidden_size", "34"}, "\"hidden_size\": 32",
+         "\"hidden_size\": 34"},
+        {{"hidden_size", "320"}, "\"hidden_size\": 32",
+         "\"hidden_size\": 320"},
+        {{"tie_word_embeddings", "true"}, "\"tie_word_embeddings\": false",
+         "\"tie_word_embeddings\": true"},
+        {{"rope_theta", "9999"}, "\"rope_theta\": 10000.0",
+         "\"rope_theta\": 9999.0"},
+        {{"rope_scaling", "null"}, "\"rope_scaling\": {",
+         "\"rope_parameters\": {"},
+        {{"rope_scaling", "{\"type\": \"yarn\", \"factor\": 8, "
+          "\"original_max_position_embeddings\": 4096}"},
+         "\"factor\": 40.0", "\"factor\": 8.0"},
+        {{"bos_token_id", "null"}, "\"bos_token_id\": 0",
+         "\"eos_token_id\": 1"}};
+    Config was = read_changed(NULL, 0);
+    (void)state;
+    for (size_t i = 0; i < sizeof differences / sizeof *differences; i++) {
+        Config c = read_changed(&differences[i].change, 1);
+        char wanted[300];
+        Error err;
+        snprintf(wanted, sizeof wanted, "new: wanted %s, as old has, found"
+                 " %s", differences[i].was, differences[i].is);
+        must_fail(config_same(&c, "new", &was, "old", &err), &err, wanted);
+    }
+}
+
 static int clean(void **state)
 {
     (void)state;
@@ -821,6 +871,7 @@ int main(void)
         cmocka_unit_test(test_readings), cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_round_trip_of_numbers),
         cmocka_unit_test(test_write_refuses),
+        cmocka_unit_test(test_same), cmocka_unit_test(test_not_same),
     };
     return cmocka_run_group_tests(tests, NULL, clean);
 }

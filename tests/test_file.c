@@ -459,6 +459,27 @@ static int count_names(void *count, const char *name, Error *err)
     return ++*(int *)count == 3 ? 7 : 0;
 }
 
+/* A log that goes on: what was written is in the file while it is open. */
+static void test_sync(void **state)
+{
+    (void)state;
+    Error err;
+    FILE *f = fopen("log", "wb");
+    assert_non_null(f);
+    assert_true(fputs("a line\n", f) >= 0);
+    assert_int_equal(file_sync(f, "log", &err), 0);
+    assert_file("log", "a line\n");
+    fclose(f);
+    f = fopen("/dev/full", "wb");
+    if (f == NULL)
+        return; /* no such device here */
+    fputc('x', f);
+    assert_int_equal(file_sync(f, "log", &err), -1);
+    assert_string_equal(err.text, "log: cannot write: No space left on "
+                        "device");
+    fclose(f);
+}
+
 static void test_directories(void **state)
 {
     Error err;
@@ -515,6 +536,7 @@ int main(void)
 #endif
         cmocka_unit_test(test_paths),
         cmocka_unit_test(test_make_dir),
+        cmocka_unit_test(test_sync),
         cmocka_unit_test(test_directories),
     };
     return cmocka_run_group_tests(tests, temp_begin, temp_end);

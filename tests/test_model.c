@@ -698,6 +698,20 @@ static void test_floats(void **state)
     }
 }
 
+/* Training needs every module that the config announces. */
+static void test_floats_refused(void **state)
+{
+    Model m, copy;
+    Error err;
+    size_t n;
+    (void)state;
+    must(model_open(&m, MODELS "mtp-absent", &err), &err);
+    must_fail(model_floats(&copy, &m, &n, &err), &err,
+              "wanted the tensors of 1 MTP modules, as"
+              " num_nextn_predict_layers says, found 0");
+    model_close(&m);
+}
+
 static void test_copies(void **state)
 {
     static const char *const from[] = {
@@ -744,7 +758,7 @@ int main(void)
         cmocka_unit_test(test_announced_mtp), cmocka_unit_test(test_sharded),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_overflowing_scale),
-        cmocka_unit_test(test_floats),
+        cmocka_unit_test(test_floats), cmocka_unit_test(test_floats_refused),
         cmocka_unit_test(test_copies), cmocka_unit_test(test_copy_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, clean);
