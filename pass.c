@@ -27,10 +27,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Logits are made and used for so many rows at a time, scores for so many
- * tokens at most: a block computes those that its first tokens do not see
- * too; it is three strips of mla.c. Bytes of the scores of a block. */
-enum { LOGIT_ROWS = 64, SCORE_TOKENS = 36, SCORE_BYTES = 2 << 20 };
+/* Rows of logits that are made and used at a time, and their bytes, which a
+ * large vocabulary may exceed: the head is read once for so many, and so is
+ * its gradient. Tokens of a block of scores at most, for it computes those that
+ * its first tokens do not see too; it is three strips of mla.c. Its bytes. */
+enum {
+    MIN_LOGIT_ROWS = 64, LOGIT_ROWS = 256, LOGIT_BYTES = 4 << 20,
+    SCORE_TOKENS = 36, SCORE_BYTES = 2 << 20
+};
 
 /* Memory ----------------------------------------------------------------- */
 
@@ -67,6 +71,13 @@ static size_t widest_ffn(const Config *c)
 {
     size_t shared = c->n_shared_experts * c->moe_intermediate_size;
     return shared > c->intermediate_size ? shared : c->intermediate_size;
+}
+
+static size_t logit_rows(const Config *c, size_t T)
+{
+    size_t n = LOGIT_BYTES / sizeof(float) / (c->vocab_size + 1);
+    n = n < MIN_LOGIT_ROWS ? MIN_LOGIT_ROWS : n < LOGIT_ROWS ? n : LOGIT_ROWS;
+    return n < T ? n : T;
 }
 
 /* Tokens of a block. */
@@ -244,7 +255,6 @@ static void lay_out(Arena *m, Pass *p, const Config *c)
     const PassOptions *o = &p->options;
     size_t R = o->sequences * o->T, d = c->hidden_size;
     size_t stages = c->num_nextn_predict_layers + 1;
-    size_t rows = LOGIT_ROWS < o->T ? LOGIT_ROWS : o->T;
     p->cos = floats(m, o->T * c->qk_rope_head_dim / 2);
     p->sin = floats(m, o->T * c->qk_rope_head_dim / 2);
     p->embed = floats(m, R * d);
@@ -261,7 +271,7 @@ static void lay_out(Arena *m, Pass *p, const Config *c)
         }
     }
     p->dhead = c->tie_word_embeddings ? floats(m, c->vocab_size * d) : NULL;
-    p->logits = floats(m, rows * c->vocab_size);
+    p->logits = floats(m, logit_rows(c, o->T) * c->vocab_size);
     take_grads(m, &p->grads, c, R, o->T);
     p->balance = take(m, (c->num_hidden_layers + stages - 1) * BALANCE_LOSSES,
                       sizeof *p->balance);
@@ -393,9 +403,10 @@ static double score_rows(Pass *p, const float *h, const int32_t *targets,
     size_t V = head->rows, d = head->cols;
     float *dw = !grads ? NULL : p->dhead ? p->dhead
                                          : matrix_numbers(&grads->lm_head);
+    size_t most = logit_rows(&p->model->config, p->options.T);
     double total = 0;
-    for (size_t t = 0; t < T; t += LOGIT_ROWS) {
-        size_t n = T - t < LOGIT_ROWS ? T - t : LOGIT_ROWS;
+    for (size_t t = 0; t < T; t += most) {
+        size_t n = T - t < most ? T - t : most;
         matmul(p->logits, V, h + t * d, d, n, head);
         for (size_t i = 0; i < n; i++)
             total += cross_entropy(p->logits + i * V, V,

@@ -4,44 +4,6 @@
 #include "maths.h"
 #include "sample.h"
 
-/* Rows of dyᵀ and tokens of one piece: a transposed piece lies on the stack. */
-enum { PIECE_N = 128, PIECE_T = 128, SQUARE = 16 };
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-/* to (cols, PIECE_T) = from (rows, cols), in squares: both are in cache. */
-static void transpose(float *to, const float *from, size_t ld, size_t rows,
-                      size_t cols)
-{
-    for (size_t r = 0; r < rows; r += SQUARE)
-        for (size_t c = 0; c < cols; c++)
-            for (size_t i = r; i < least(r + SQUARE, rows); i++)
-                to[c * PIECE_T + i] = from[i * ld + c];
-}
-
-/* dw += dyᵀ x is matmul_t of dyᵀ with x in the place of the weights. */
-static void piece_dw(float *dw, size_t lddw, const float *dy, size_t lddy,
-                     size_t N, const Matrix *x)
-{
-    float transposed[PIECE_N * PIECE_T];
-    transpose(transposed, dy, lddy, x->rows, N);
-    matmul_t(dw, lddw, transposed, PIECE_T, N, x);
-}
-
-void matmul_dw(float *dw, size_t lddw, const float *dy, size_t lddy,
-               const float *x, size_t ldx, size_t T, size_t N, size_t K)
-{
-    for (size_t t = 0; t < T; t += PIECE_T) {
-        Matrix rows = matrix_f32(x + t * ldx, least(PIECE_T, T - t), K, ldx);
-        for (size_t n = 0; n < N; n += PIECE_N)
-            piece_dw(dw + n * lddw, lddw, dy + t * lddy + n, lddy,
-                     least(PIECE_N, N - n), &rows);
-    }
-}
-
 /* dx holds the gain, then g. */
 static void rmsnorm_row(float *dx, float *dw, const float *dy,
                         const float *x, size_t n, float eps)

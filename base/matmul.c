@@ -8,6 +8,7 @@
  *    lanes at a time. Between panels the lanes are parked in memory.
  * 3. The tree, for four outputs at once.
  *
+ * Many rows of x with few columns go the way of matmul_lanes.c.
  * One row of x alone, or two, need no panel where w can be used as it is
  * stored. The next rows are prefetched meanwhile: rows are too short for the
  * hardware to run ahead by itself. */
@@ -425,6 +426,8 @@ void matmul(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
             const Matrix *w)
 {
     size_t group = T > 16 ? GROUPS * R : R, begin = 0;
+    if (matmul_lanes(y, ldy, x, ldx, T, w))
+        return;
     if (T <= (w->dtype == DT_F8_E4M3 ? 1 : FEW) && as_stored(w))
         begin = few(y, ldy, x, ldx, T, w);
     for (size_t t = 0; t < T; t += TOKENS)

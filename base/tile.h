@@ -1,8 +1,9 @@
-/* tile.h: what matrix.c, matmul.c and matmul_t.c share. For them alone.
+/* tile.h: what the products of kernels.h share: matrix.c, matmul.c,
+ * matmul_lanes.c, matmul_t.c, tiles.c. For them alone.
  *
- * A tile is R rows of w (or R vectors of columns) times up to 3 rows of x. Its
- * accumulators are named variables made by macros, so that they stay in
- * registers; arrays of vectors do not in every compiler. */
+ * A tile of matmul.c is R rows of w times up to 3 rows of x. Accumulators are
+ * named variables made by macros, so that they stay in registers; arrays of
+ * vectors do not in every compiler. */
 #ifndef BASE_TILE_H
 #define BASE_TILE_H
 
@@ -15,7 +16,12 @@ enum {
     R = MANY_VECTORS ? 8 : 4, /* rows of w in a tile */
     COLUMNS = 3,              /* rows of x: R·3 sums fit the registers */
     TILE = R * LANES,
-    TOKENS = 128              /* rows of x that share a decoded panel of w */
+    TOKENS = 128,             /* rows of x that share a decoded panel of w */
+    ROWS = 6,                 /* tiles.c: rows of x, */
+    ADD_WIDE = R / 2,         /* vectors of columns, so that 6·R/2 sums fit */
+    DOT_WIDE = R / 4,         /* the registers, or twice 6·R/4 */
+    ADD_WIDTH = ADD_WIDE * VW,
+    DOT_WIDTH = DOT_WIDE * VW
 };
 
 /* C(OP, r) is OP(r, t) for the columns t; EACH(DO, C) is DO(C, r) for the
@@ -188,5 +194,31 @@ static inline void prefetch_some(Ahead *a, size_t lines)
         }
     }
 }
+
+/* x[t][i] is p[t·row + i·step]. */
+typedef struct {
+    const float *p;
+    size_t row, step;
+} Factors;
+
+/* n rows of a panel, ADD_WIDTH or DOT_WIDTH floats each; what to prefetch
+ * meanwhile. */
+typedef struct {
+    const float *p;
+    size_t n;
+    Ahead *ahead;
+} Slab;
+
+/* y[t] += Σ_i x[t][i] w[i], i ascending, for T rows of y and the panel's first
+ * `width` columns; it has whole vectors of them. */
+void tiles_add(float *y, size_t ldy, Factors x, size_t T, Slab w,
+               size_t width);
+/* y[t] = Σ_i x[t][i] w[i] in sixteen lanes and their tree: the panel has n rows
+ * for each lane, and x.step is 16. */
+void tiles_dot(float *y, size_t ldy, Factors x, size_t T, Slab w,
+               size_t width);
+/* y = x wᵀ if there are many rows of x with few columns; else false. */
+bool matmul_lanes(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
+                  const Matrix *w);
 
 #endif

@@ -39,11 +39,11 @@ static void check_dw(Random *r, size_t T, size_t N, size_t K, size_t pad)
     free(x);
 }
 
-/* Sizes around those of tiles and pieces: 128 tokens, 128 rows, spans. */
+/* Sizes around those of tiles and panels: 128 tokens, 504 rows, spans. */
 static void test_dw(void **state)
 {
     static const size_t sizes[] = {1, 2, 3, 11, 12, 13, 16, 31, 32, 33, 48,
-                                   64, 127, 128, 129, 160, 300};
+                                   64, 127, 128, 129, 160, 300, 511};
     enum { SIZES = sizeof sizes / sizeof *sizes };
     Random r = test_random();
     (void)state;

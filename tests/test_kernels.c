@@ -190,6 +190,41 @@ static void test_every_batch(void **state)
         }
 }
 
+/* Whole runs of 16 columns, many rows of x: lanes one after another. Sizes
+ * around those of tiles, panels, blocks, and where that way begins and ends. */
+static void test_many_short(void **state)
+{
+    static const size_t rows[] = {1, 15, 16, 17, 31, 32, 33, 47, 64, 70};
+    static const size_t cols[] = {16, 32, 48, 64, 256, 640, 656};
+    static const size_t T[] = {23, 24, 25, 29, 30, 505, 511};
+    Random r = random_seeded(seed);
+    (void)state;
+    for (size_t i = 0; i < 7 * COUNT(rows) * 2; i++) {
+        size_t n = i < 7 * COUNT(rows) ? T[i % 5] : T[5 + i % 2];
+        size_t k = cols[n < 500 ? i % COUNT(cols) : i % 3];
+        int kind = kinds[i % COUNT(kinds)];
+        Stored w = stored(kind, rows[i % COUNT(rows)], k, &r);
+        compare(matmul, matmul_plain, n, k, w.m.rows, &w.m, &r);
+        drop(&w);
+    }
+}
+
+/* More rows of y than go by w together, more rows of w than a panel has. */
+static void test_many_sums(void **state)
+{
+    static const size_t rows[] = {5, 128, 129, 260};
+    static const size_t cols[] = {8, 16, 33, 64, 100};
+    Random r = random_seeded(seed);
+    (void)state;
+    for (size_t i = 0; i < COUNT(rows) * COUNT(cols); i++) {
+        Stored w = stored(kinds[i % COUNT(kinds)], rows[i % COUNT(rows)],
+                          cols[i % COUNT(cols)], &r);
+        compare(matmul_t, matmul_t_plain, 500 + i, w.m.rows, w.m.cols, &w.m,
+                &r);
+        drop(&w);
+    }
+}
+
 /* One F8 code among normal ones that is none, at every column: whole blocks,
  * a short one, one that ends in less than sixteen columns. */
 static void test_abnormal_codes(void **state)
@@ -483,6 +518,8 @@ int main(void)
         cmocka_unit_test(test_matmul),
         cmocka_unit_test(test_matmul_t),
         cmocka_unit_test(test_every_batch),
+        cmocka_unit_test(test_many_short),
+        cmocka_unit_test(test_many_sums),
         cmocka_unit_test(test_abnormal_codes),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_views),
