@@ -882,17 +882,35 @@ typedef struct {
     double margin;        /* no choice of experts or groups is narrower */
     bool ties;            /* but for equal numbers */
     size_t forced;        /* each fifth token is 7, 15, 23 …: so many */
-    const char *readings[5];  /* that have golden logits too; NULL ends them */
+    const char *step;     /* train.json of a step of training, which is shown
+                             instead of a pass; NULL: none */
+    const char *readings[5];  /* that are shown too; NULL ends them */
 } GoldenPack;
 
-enum { GOLDEN_TOKENS = 48, GOLDEN_WIDEST = 256 };
+/* Tokens of a pass; in a step of training as many rows, each sequence having
+ * one id more. */
+enum {
+    GOLDEN_TOKENS = 48, GOLDEN_WIDEST = 256,
+    GOLDEN_SEQUENCES = 2,
+    GOLDEN_SEQUENCE = GOLDEN_TOKENS / GOLDEN_SEQUENCES + 1
+};
 
 const GoldenPack *golden_pack(size_t i);    /* NULL behind the last */
 const GoldenPack *golden_find(const char *name, Error *err);
 /* A new directory: a model, golden/golden.safetensors with every stage of a
- * pass over GOLDEN_TOKENS tokens, golden/manifest.json. force: it may take the
- * place of another pack. */
+ * pass over GOLDEN_TOKENS tokens, or what a step of training gives,
+ * golden/manifest.json. force: it may take the place of another pack. */
 int golden_make(const GoldenPack *p, const char *dir, bool force, Error *err);
+
+/* golden_step.c: the packs' step of training. Writes golden/train.json and
+ * golden/ids.txt of a pack's directory; then what the step of these gives, or,
+ * with a reading, the step with one setting changed. */
+int golden_step_files(const GoldenPack *p, const int32_t *ids,
+                      const char *dir, Error *err);
+int golden_step(const Model *m, const int32_t *ids, const char *dir,
+                const char *reading, const char *path, Error *err);
+/* What side i of such a tensor is. */
+const char *golden_step_axis(const char *name, int rank, int i);
 
 /* By how much experts, or groups, were chosen. */
 typedef struct {
@@ -1377,8 +1395,10 @@ int state_load(Trainer *t, TrainPlace *place, const char *dir,
 int state_newest(const char *run, char **dir, Error *err);
 /* Removes all but the `keep` latest, and what killed runs left half-written. */
 int state_prune(const char *run, uint64_t keep, Error *err);
-/* Each gradient as NAME.grad, F32. */
-int state_write_grads(const Trainer *t, const char *path, bool force,
-                      Error *err);
+/* What other programs compare a step with, F32: loss.main, loss.mtp.K,
+ * loss.balance.expert …, those there are; grad_norm; the loads (N), I32, as
+ * model.layers.L.mlp.gate.load; each gradient as NAME.grad; after the step each
+ * weight as NAME. r: of train_step. */
+void state_put_step(const Trainer *t, const StepReport *r, Trace *trace);
 
 #endif

@@ -360,6 +360,13 @@ static void many(float *w, const TensorInfo *info, size_t rows,
 #define WIDE 0x1p-6
 #define SOFT 0x1p-10
 
+/* A first step of AdamW is lr sign(g) where eps is small, whatever the clipped
+ * g is: this eps is as great as many of them. Warm-up halves the rate. */
+#define STEP "{\"data\": \"ids.txt\", \"sequence_length\": 24, " \
+    "\"total_tokens\": 48, \"batch_size\": 2, \"micro_batch\": 2, " \
+    "\"learning_rate\": 0.1, \"warmup_steps\": 2, " \
+    "\"adamw\": {\"eps\": 1e-3}"
+
 /* Seeds are the first of those tried, in steps of 100, with which the tokens
  * reach every expert and each stage has its share (test_golden.c). */
 static const GoldenPack packs[] = {
@@ -418,6 +425,20 @@ static const GoldenPack packs[] = {
      .branch = 0.5f, .routed = 1, .margin = WIDE, .design = many,
      .why = "V3 in sizes that kernels take: kv_lora_rank 512, rope 64, 16 "
      "heads, 256 experts, all others multiples of 256"},
+    {.name = "K13-v2", .version = 1, .config = v2, .seed = 13,
+     .branch = 1, .routed = 0.25f, .margin = SOFT,
+     .step = STEP ", \"balance\": {\"alpha1\": 0.3, \"alpha2\": 0.5, "
+     "\"alpha3\": 0.2, \"devices\": 4, \"device_limit\": 2}}",
+     .readings = {"adamw.decay_all=true"},
+     .why = "a step of training V2: losses of experts, devices and "
+     "communication"},
+    {.name = "K13-v3", .version = 1, .config = v3_mtp, .seed = 113,
+     .branch = 0.5f, .routed = 1, .margin = WIDE,
+     .step = STEP ", \"mtp_lambda\": 0.3, \"balance\": {\"alpha\": 0.5, "
+     "\"gamma\": 0.0078125}}",
+     .readings = {"balance.count_picks=true", "balance.batch_wise=true"},
+     .why = "a step of training V3: the loss of two MTP modules, the "
+     "sequence-wise loss, biases with one that stays"},
 };
 
 const GoldenPack *golden_pack(size_t i)
@@ -489,9 +510,20 @@ typedef struct {
     const GoldenPack *pack;
     Session session;
     Mtp mtp;             /* where the model has modules */
-    int32_t ids[GOLDEN_TOKENS];
+    int32_t ids[GOLDEN_SEQUENCES * GOLDEN_SEQUENCE];
+    int32_t *sequence;   /* the one at hand, of these ids */
     bool narrow;         /* a choice of the pass at hand is */
 } Maker;
+
+static size_t sequences_of(const GoldenPack *p)
+{
+    return p->step ? GOLDEN_SEQUENCES : 1;
+}
+
+static size_t length_of(const GoldenPack *p)
+{
+    return p->step ? GOLDEN_SEQUENCE : GOLDEN_TOKENS;
+}
 
 static int watch(void *context, const char *name, DType type,
                  const void *values, int rank, const size_t *shape, Error *err)
@@ -500,6 +532,8 @@ static int watch(void *context, const char *name, DType type,
     GoldenMargins m;
     (void)type;
     (void)err;
+    if (k->pack->step && ends(name, ".mlp.gate.scores"))
+        name = ".mlp.gate.choice";   /* V3 (18) counts these */
     golden_margins(&m, &k->session.model->config, name, values, shape[0],
                    shape[rank - 1]);
     if (m.least < k->pack->margin || (m.ties && !k->pack->ties))
@@ -534,9 +568,9 @@ static int run(Maker *k, size_t n, Error *err)
     Session *s = &k->session;
     size_t from = s->pos;
     if (!k->mtp.session)
-        return session_forward(s, k->ids + from, n - from, NULL, err);
+        return session_forward(s, k->sequence + from, n - from, NULL, err);
     from = mtp_rewind(&k->mtp, from);
-    return mtp_prompt(&k->mtp, k->ids + from, n - from, NULL, err);
+    return mtp_prompt(&k->mtp, k->sequence + from, n - from, NULL, err);
 }
 
 static bool is_forced(const GoldenPack *p, size_t t)
@@ -551,8 +585,9 @@ static int pick_id(Maker *k, size_t t, Random *random, Error *err)
     enum { TRIES = 1000 };
     uint64_t V = k->session.model->config.vocab_size;
     for (size_t i = 0; i < TRIES; i++) {
-        k->ids[t] = is_forced(k->pack, t) ? (int32_t)(7 + t / 5 * 8)
-                                          : (int32_t)(random_u64(random) % V);
+        k->sequence[t] = is_forced(k->pack, t)
+                             ? (int32_t)(7 + t / 5 * 8)
+                             : (int32_t)(random_u64(random) % V);
         k->narrow = false;
         if (run(k, t + 1, err))
             return -1;
@@ -564,16 +599,28 @@ static int pick_id(Maker *k, size_t t, Random *random, Error *err)
                 t, k->pack->margin);
 }
 
+static int pick_sequence(Maker *k, const Model *m, Trace *trace,
+                         Random *random, Error *err)
+{
+    int failed = maker_open(k, m, trace, err);
+    if (failed)
+        return -1;
+    for (size_t t = 0; t < length_of(k->pack) && !failed; t++)
+        failed = pick_id(k, t, random, err);
+    maker_close(k);
+    return failed;
+}
+
 static int pick_ids(Maker *k, const Model *m, Error *err)
 {
     Random random = random_seeded(k->pack->seed);
     Trace *trace = trace_to(watch, k, "*.mlp.gate.*", err);
-    int failed = !trace || maker_open(k, m, trace, err) ? -1 : 0;
-    if (!failed) {
-        for (size_t t = 0; t < GOLDEN_TOKENS && !failed; t++)
-            failed = pick_id(k, t, &random, err);
-        maker_close(k);
+    int failed = trace ? 0 : -1;
+    for (size_t i = 0; i < sequences_of(k->pack) && !failed; i++) {
+        k->sequence = k->ids + i * GOLDEN_SEQUENCE;
+        failed = pick_sequence(k, m, trace, &random, err);
     }
+    k->sequence = k->ids;
     if (trace)
         trace_abort(trace);
     return failed;
@@ -607,23 +654,31 @@ static int write_trace(Maker *k, const Model *m, const char *reading,
 static const char *const model_files[] = {
     "model.safetensors", "config.json", "generation_config.json"};
 
-/* Paths of a pack's files below its directory; the last is the manifest. */
-enum {
-    MODEL_FILES = LENGTH(model_files),
-    GOLDEN_FILES = MODEL_FILES + 1 + 5 + 1
-};
+static const char *const step_files[] = {"golden/train.json",
+                                         "golden/ids.txt"};
 
+/* NULL: golden.safetensors is in the default reading. */
+static const char *reading_name(char name[100], const char *reading)
+{
+    if (!reading)
+        return "golden/golden.safetensors";
+    snprintf(name, 100, "golden/%s.safetensors", reading);
+    return name;
+}
+
+/* Paths of a pack's files below its directory, but the manifest's. */
 static const char *file_name(char name[100], const GoldenPack *p, size_t i)
 {
-    if (i < MODEL_FILES)
+    size_t readings = 0;
+    while (p->readings[readings])
+        readings++;
+    if (i < LENGTH(model_files))
         return model_files[i];
-    if (i == MODEL_FILES)
-        return "golden/golden.safetensors";
-    if (!p->readings[i - MODEL_FILES - 1])
-        return NULL;
-    snprintf(name, 100, "golden/%s.safetensors",
-             p->readings[i - MODEL_FILES - 1]);
-    return name;
+    i -= LENGTH(model_files);
+    if (i <= readings)
+        return reading_name(name, i ? p->readings[i - 1] : NULL);
+    i -= readings + 1;
+    return p->step && i < LENGTH(step_files) ? step_files[i] : NULL;
 }
 
 static int add_file(Text *t, const char *path, const char *name, bool first,
@@ -659,7 +714,7 @@ static int add_files(Text *t, const GoldenPack *p, const char *dir,
     return 0;
 }
 
-static void add_tensor(Text *t, const StTensor *x)
+static void add_tensor(Text *t, const StTensor *x, bool step)
 {
     const char *axes[3] = {"tokens"};
     int rank = session_axes(x->name, false, axes);
@@ -668,8 +723,9 @@ static void add_tensor(Text *t, const StTensor *x)
     for (int i = 0; i < x->rank; i++)
         text_printf(t, "%s%zu", i ? ", " : "", x->shape[i]);
     text_printf(t, "], \"axes\": [");
-    for (int i = 0; i < (rank ? rank : 1); i++)
-        text_printf(t, "%s\"%s\"", i ? ", " : "", axes[i]);
+    for (int i = 0; i < (step ? x->rank : rank ? rank : 1); i++)
+        text_printf(t, "%s\"%s\"", i ? ", " : "",
+                    step ? golden_step_axis(x->name, x->rank, i) : axes[i]);
     text_printf(t, "]}");
 }
 
@@ -690,8 +746,8 @@ static void add_margin(Text *t, const Config *c, const StTensor *x,
 }
 
 /* In the order of computation. */
-static void add_tensors(Text *t, const Config *c, const StTensor **x,
-                        size_t n)
+static void add_tensors(Text *t, const Config *c, bool step,
+                        const StTensor **x, size_t n)
 {
     bool first = true;
     text_printf(t, "  \"margins\": {");
@@ -699,13 +755,14 @@ static void add_tensors(Text *t, const Config *c, const StTensor **x,
         add_margin(t, c, x[i], &first);
     text_printf(t, "\n  },\n  \"tensors\": {\n");
     for (size_t i = 0; i < n; i++) {
-        add_tensor(t, x[i]);
+        add_tensor(t, x[i], step);
         text_printf(t, i + 1 < n ? ",\n" : "\n");
     }
     text_printf(t, "  }\n}\n");
 }
 
-static int add_trace(Text *t, const Config *c, const char *path, Error *err)
+static int add_trace(Text *t, const Config *c, bool step, const char *path,
+                     Error *err)
 {
     Safetensors st;
     if (st_open(&st, path, err))
@@ -714,7 +771,7 @@ static int add_trace(Text *t, const Config *c, const char *path, Error *err)
                                       err);
     if (order) {
         st_order(&st, order);
-        add_tensors(t, c, order, st.n_tensors);
+        add_tensors(t, c, step, order, st.n_tensors);
     }
     free((void *)order);
     st_close(&st);
@@ -730,9 +787,13 @@ static void add_head(Text *t, const Maker *k)
                 (unsigned long long)p->seed);
     text_number(t, p->margin);
     text_printf(t, ",\n  \"ids\": [");
-    for (size_t i = 0; i < GOLDEN_TOKENS; i++)
-        text_printf(t, "%s%d", i ? ", " : "", (int)k->ids[i]);
-    text_printf(t, "],\n");
+    for (size_t i = 0; i < sequences_of(p); i++) {
+        text_printf(t, p->step ? i ? "], [" : "[" : "");
+        for (size_t n = 0; n < length_of(p); n++)
+            text_printf(t, "%s%d", n ? ", " : "",
+                        (int)k->ids[i * GOLDEN_SEQUENCE + n]);
+    }
+    text_printf(t, p->step ? "]],\n" : "],\n");
 }
 
 static int write_manifest(const Maker *k, const Config *c, const char *dir,
@@ -744,7 +805,7 @@ static int write_manifest(const Maker *k, const Config *c, const char *dir,
     int failed = -1;
     add_head(&t, k);
     if (golden && path && !add_files(&t, k->pack, dir, err)
-        && !add_trace(&t, c, golden, err))
+        && !add_trace(&t, c, k->pack->step != NULL, golden, err))
         failed = t.failed ? fail(err, "not enough memory for a manifest")
                           : file_write(path, false, t.text, t.length, err);
     text_free(&t);
@@ -755,18 +816,20 @@ static int write_manifest(const Maker *k, const Config *c, const char *dir,
 
 static int write_traces(Maker *k, const Model *m, const char *dir, Error *err)
 {
-    char buffer[100];
-    const char *name;
-    for (size_t i = MODEL_FILES; (name = file_name(buffer, k->pack, i)); i++) {
-        char *path = path_join(dir, name, err);
-        const char *reading = i > MODEL_FILES
-                                  ? k->pack->readings[i - MODEL_FILES - 1]
-                                  : NULL;
-        int failed = path ? write_trace(k, m, reading, path, err) : -1;
+    const GoldenPack *p = k->pack;
+    const char *reading = NULL;
+    size_t i = 0;
+    do {
+        char name[100], *path = path_join(dir, reading_name(name, reading),
+                                          err);
+        int failed = !path ? -1
+                     : p->step ? golden_step(m, k->ids, dir, reading, path,
+                                             err)
+                               : write_trace(k, m, reading, path, err);
         free(path);
         if (failed)
             return -1;
-    }
+    } while ((reading = p->readings[i++]) != NULL);
     return 0;
 }
 
@@ -778,7 +841,9 @@ static int write_golden(const GoldenPack *p, const char *dir, Error *err)
     int failed;
     if (model_open(&m, dir, err))
         return -1;
-    failed = pick_ids(&k, &m, err) || write_traces(&k, &m, dir, err)
+    failed = pick_ids(&k, &m, err)
+             || (p->step && golden_step_files(p, k.ids, dir, err))
+             || write_traces(&k, &m, dir, err)
              || write_manifest(&k, &m.config, dir, err);
     model_close(&m);
     return failed ? -1 : 0;

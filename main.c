@@ -121,7 +121,7 @@ static const Option options[O_COUNT] = {
         "sequences of sequence_length + 1 ids, one a line, taken in order, "
         "instead of data"},
     [O_DUMP_GRADS] = {"--dump-grads", OPTION_TEXT, AT(dump_grads), "FILE", 0,
-        0, "write the gradients of the first step, each as NAME.grad, and "
+        0, "write what the first step gives, each gradient as NAME.grad, and "
         "end"},
     [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,
         "print JSON"},
@@ -219,10 +219,11 @@ static const Command commands[] = {
      .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),
      .summary = "make a pack that other engines are judged by",
      .text =
-        "Writes a small model whose every stage counts, K1 to K12 "
+        "Writes a small model whose every stage counts, K1 to K13-v3 "
         "(docs/golden.md), and beside it in golden/ what each stage gives for "
-        "48 tokens and a manifest: names, axes, SHA-256 and by how much "
-        "experts were chosen. The same bytes on every machine.",
+        "48 tokens, or of K13 what a step of training gives, and a manifest: "
+        "names, axes, SHA-256 and by how much experts were chosen. The same "
+        "bytes on every machine.",
      .run = run_golden},
     {.name = "init", .operands = "config.json", .least = 1, .most = 1,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE) | BIT(O_SEED) | BIT(O_DTYPE) |
@@ -318,8 +319,9 @@ static const Command commands[] = {
         "checkpoint to the same bits; config and settings have to be those of "
         "before, except total_tokens, paths, recompute and what counts steps "
         "from one log line, evaluation or checkpoint to the next.\n"
-        "With --dump-grads, which wants --from, nothing is trained: the "
-        "gradients of the first step go to a safetensors file.",
+        "With --dump-grads, which wants --from, no run begins: losses and "
+        "gradients of the first step, and the weights after it, go to a "
+        "safetensors file.",
      .run = run_train},
     {.name = "plot", .operands = "RUN", .least = 1, .most = 1,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),

@@ -182,12 +182,76 @@ static int write_state(void *context, const char *path, Error *err)
     return write_parts(&p, &t->model, path, false, metadata, err);
 }
 
-int state_write_grads(const Trainer *t, const char *path, bool force,
-                      Error *err)
+/* One step --------------------------------------------------------------- */
+
+static void put_number(Trace *trace, const char *name, double x)
 {
-    Parts p = {.n_parts = 0};
-    add_part(&p, ".grad", DT_F32, t->grads.copied);
-    return write_parts(&p, &t->grads, path, force, NULL, err);
+    const size_t shape[1] = {1};
+    float value = (float)x;
+    trace_put(trace, name, DT_F32, &value, 1, shape);
+}
+
+static void put_losses(Trace *trace, const Trainer *t, const StepReport *r)
+{
+    static const char *const names[BALANCE_LOSSES] = {
+        "loss.balance.expert", "loss.balance.device",
+        "loss.balance.communication", "loss.balance.sequence"};
+    char name[32];
+    put_number(trace, "loss.main", r->losses.main);
+    for (size_t k = 0; k < t->model.config.num_nextn_predict_layers; k++) {
+        snprintf(name, sizeof name, "loss.mtp.%zu", k + 1);
+        put_number(trace, name, r->losses.mtp[k]);
+    }
+    for (size_t i = 0; i < BALANCE_LOSSES; i++)
+        if (r->losses.balance[i] > 0)
+            put_number(trace, names[i], r->losses.balance[i]);
+    put_number(trace, "grad_norm", r->grad_norm);
+}
+
+/* An expert a row, for a trace has no 64-bit numbers. */
+static void put_load(Trace *trace, const uint64_t *load, size_t N,
+                     size_t layer)
+{
+    const size_t shape[1] = {1};
+    char name[64];
+    snprintf(name, sizeof name, "model.layers.%zu.mlp.gate.load", layer);
+    for (size_t i = 0; i < N; i++) {
+        int32_t n = load[i] < INT32_MAX ? (int32_t)load[i] : INT32_MAX;
+        trace_put(trace, name, DT_I32, &n, 1, shape);
+    }
+}
+
+static void put_loads(Trace *trace, const Trainer *t)
+{
+    const Config *c = &t->model.config;
+    size_t N = c->n_routed_experts;
+    size_t layers = c->num_hidden_layers + c->num_nextn_predict_layers;
+    for (size_t l = 0; l < layers; l++)
+        if (t->model.layers[l].is_moe)
+            put_load(trace, t->load + l * N, N, l);
+}
+
+static void put_weights(Trace *trace, const Model *m, const char *suffix)
+{
+    Model model = *m;
+    TensorWalk walk = tensor_walk(&model.config, &model);
+    TensorInfo info;
+    char name[160];
+    while (next_tensor(&walk, &info)) {
+        const size_t shape[2] = {info.rank == 1 ? info.cols : info.rows,
+                                 info.cols};
+        snprintf(name, sizeof name, "%s%s", info.name, suffix);
+        trace_put(trace, name, DT_F32, matrix_numbers(info.slot), info.rank,
+                  shape);
+    }
+}
+
+void state_put_step(const Trainer *t, const StepReport *r, Trace *trace)
+{
+    put_losses(trace, t, r);
+    put_loads(trace, t);
+    put_weights(trace, &t->grads, ".grad");
+    put_weights(trace, &t->model, "");
 }
 
 /* What a config announces its weights to be stored as. */

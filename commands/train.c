@@ -555,11 +555,15 @@ static int dump(Training *r, Error *err)
     const Arguments *a = r->a;
     if (check_tokenizer(r, a->from, err) != 0
         || open_from(r, a->from, err) != 0
-        || train_gradient(&r->trainer, taking(r), &r->source, &r->report,
-                          err) != 0
+        || train_step(&r->trainer, taking(r), &r->source, &r->report, err)
+           != 0
         || file_check_mapped(err) != 0)
         return -1;
-    return state_write_grads(&r->trainer, a->dump_grads, a->force, err);
+    Trace *trace = trace_open(a->dump_grads, a->force, NULL, err);
+    if (trace == NULL)
+        return -1;
+    state_put_step(&r->trainer, &r->report, trace);
+    return trace_close(trace, err);
 }
 
 static int check_options(const Arguments *a, Error *err)

@@ -84,7 +84,7 @@ run_drafts() {
 # Manifests have the hashes of all files of a pack.
 run_golden() {
     program=$1 out=$2
-    for pack in K2 K10 K11-ue8m0; do
+    for pack in K2 K10 K11-ue8m0 K13-v3; do
         $program golden $pack -o "$out/$pack" --force &&
             cmp "$out/$pack/golden/manifest.json" golden/$pack.json ||
             return 1

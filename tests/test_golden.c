@@ -25,8 +25,11 @@ typedef struct {
     const GoldenPack *pack;
     char *dir;
     Model model;
-    Safetensors golden;
+    Safetensors golden;   /* a traced pass; of a step's pack its first sequence
+                             alone, */
+    Safetensors step;     /* and what the step gives */
     int32_t ids[GOLDEN_TOKENS];
+    size_t n;             /* of these in the pass */
 } Made;
 
 static char *make_in(const GoldenPack *p, const char *name)
@@ -45,14 +48,50 @@ static const StTensor *tensor(const Made *m, const char *name)
     return t;
 }
 
+static void run_pass(const Made *m, const Model *model, bool naive,
+                     Trace *trace)
+{
+    Error err;
+    Session s;
+    Mtp mtp;
+    size_t D = naive ? 0 : model->config.num_nextn_predict_layers;
+    must(session_open(&s, model, &(SessionOptions){
+        .ctx = m->n, .naive = naive, .logit_rows = SIZE_MAX, .modules = D,
+        .trace = trace}, &err), &err);
+    if (D) {
+        must(mtp_open(&mtp, &s, 0, false, &err), &err);
+        must(mtp_prompt(&mtp, m->ids, m->n, NULL, &err), &err);
+        mtp_close(&mtp);
+    } else {
+        must(session_forward(&s, m->ids, m->n, NULL, &err), &err);
+    }
+    session_close(&s);
+    must(trace_close(trace, &err), &err);
+}
+
+/* Opens what a pass gives, by a file that goes at once. */
+static void trace_pass(Safetensors *st, const Made *m, bool naive)
+{
+    Error err;
+    char *path = scratch_dup("pass.safetensors");
+    run_pass(m, &m->model, naive, trace_open(path, true, NULL, &err));
+    must(st_open(st, path, &err), &err);
+    remove(path);
+    free(path);
+}
+
 static void open_made(Made *m, const GoldenPack *p)
 {
     Error err;
-    *m = (Made){.pack = p, .dir = make_in(p, p->name)};
+    *m = (Made){.pack = p, .dir = make_in(p, p->name),
+                .n = p->step ? GOLDEN_SEQUENCE : GOLDEN_TOKENS};
+    Safetensors *st = p->step ? &m->step : &m->golden;
     char *path = path_join(m->dir, "golden/golden.safetensors", &err);
     must(model_open(&m->model, m->dir, &err), &err);
-    must(st_open(&m->golden, path, &err), &err);
-    memcpy(m->ids, tensor(m, "ids")->data, sizeof m->ids);
+    must(st_open(st, path, &err), &err);
+    memcpy(m->ids, st_find(st, "ids")->data, m->n * sizeof *m->ids);
+    if (p->step)
+        trace_pass(&m->golden, m, false);
     free(path);
 }
 
@@ -70,6 +109,7 @@ static void close_made(Made *m)
 {
     model_close(&m->model);
     st_close(&m->golden);
+    st_close(&m->step);
     remove_made(m->dir);
 }
 
@@ -177,7 +217,8 @@ static void check_bytes(const Made *m)
     Json j;
     Error err;
     must(json_parse(&j, "manifest", (const char *)x.data, x.size, &err), &err);
-    assert_int_equal(check_files(m->dir, &j), 4 + readings_of(m->pack));
+    assert_int_equal(check_files(m->dir, &j),
+                     4 + readings_of(m->pack) + (m->pack->step ? 2 : 0));
     check_files(again, &j);
     snprintf(kept, sizeof kept, "golden/%s.json", m->pack->name);
     must(file_read(&y, kept, &err), &err);
@@ -224,14 +265,15 @@ static void weights_are_exact_in_bf16(void **state)
 /* Axes ------------------------------------------------------------------- */
 
 /* -1: not a key of this list. */
-static long size_of_axis(const Config *c, const char *axis)
+static long size_of_axis(const Made *m, const char *axis)
 {
+    const Config *c = &m->model.config;
     const struct {
         const char *axis;
         size_t size;
     } sizes[] = {
         {"hidden_size", c->hidden_size}, {"vocab_size", c->vocab_size},
-        {"positions", GOLDEN_TOKENS}, {"q_lora_rank", c->q_lora_rank},
+        {"positions", m->n}, {"q_lora_rank", c->q_lora_rank},
         {"num_attention_heads", c->num_attention_heads},
         {"kv_lora_rank", c->kv_lora_rank}, {"v_head_dim", c->v_head_dim},
         {"qk_rope_head_dim", c->qk_rope_head_dim},
@@ -263,7 +305,7 @@ static void check_axes(const Made *m)
         if (rank != t->rank || strcmp(axes[0], "tokens") != 0)
             fail_msg("%s: %s has other axes", m->pack->name, t->name);
         for (int k = 1; k < rank; k++)
-            if (size_of_axis(&m->model.config, axes[k]) != (long)t->shape[k])
+            if (size_of_axis(m, axes[k]) != (long)t->shape[k])
                 fail_msg("%s: %s: %s is not %zu", m->pack->name, t->name,
                          axes[k], t->shape[k]);
     }
@@ -325,6 +367,16 @@ static void margins_of_a_row(void **state)
 
 /* Picks ------------------------------------------------------------------ */
 
+static int32_t load_of(const Made *m, size_t layer, size_t expert)
+{
+    char name[128];
+    int32_t n;
+    snprintf(name, sizeof name, "model.layers.%zu.mlp.gate.load", layer);
+    const StTensor *t = st_find(&m->step, name);
+    memcpy(&n, t->data + expert * sizeof n, sizeof n);
+    return n;
+}
+
 static bool is_picked(const Made *m, size_t layer, size_t expert)
 {
     char name[128];
@@ -340,10 +392,10 @@ static bool is_picked(const Made *m, size_t layer, size_t expert)
 }
 
 /* Of two groups that are equal the second never wins; 384 picks do not reach
- * all of K12's 256 experts. */
+ * all of K12's 256 experts; a step has two sequences, a pass the first. */
 static bool some_are_idle(const GoldenPack *p)
 {
-    return p->ties || is_big(p);
+    return p->ties || is_big(p) || p->step;
 }
 
 /* Of n experts from `first` on. */
@@ -495,22 +547,10 @@ static void must_agree(const Made *m, const Safetensors *other)
  * engine would. */
 static void check_rounding(const Made *m)
 {
-    char *path = scratch_dup("naive.safetensors");
     Safetensors other;
-    Session s;
-    Error err;
-    Trace *trace = trace_open(path, true, NULL, &err);
-    must(session_open(&s, &m->model, &(SessionOptions){
-        .ctx = GOLDEN_TOKENS, .naive = true, .logit_rows = SIZE_MAX,
-        .trace = trace}, &err), &err);
-    must(session_forward(&s, m->ids, GOLDEN_TOKENS, NULL, &err), &err);
-    session_close(&s);
-    must(trace_close(trace, &err), &err);
-    must(st_open(&other, path, &err), &err);
+    trace_pass(&other, m, true);
     must_agree(m, &other);
     st_close(&other);
-    remove(path);
-    free(path);
 }
 
 static void rounding_stays_small(void **state)
@@ -559,25 +599,10 @@ static void free_logits(Logits *l)
     free(l->module[1]);
 }
 
-static void run_model(Logits *to, const Model *m, const int32_t *ids)
+static void run_model(Logits *to, const Made *m, const Model *model)
 {
     Error err;
-    Session s;
-    Mtp mtp;
-    size_t D = m->config.num_nextn_predict_layers;
-    Trace *trace = trace_to(keep_logits, to, "*logits", &err);
-    must(session_open(&s, m, &(SessionOptions){
-        .ctx = GOLDEN_TOKENS, .logit_rows = SIZE_MAX, .modules = D,
-        .trace = trace}, &err), &err);
-    if (D) {
-        must(mtp_open(&mtp, &s, 0, false, &err), &err);
-        must(mtp_prompt(&mtp, ids, GOLDEN_TOKENS, NULL, &err), &err);
-        mtp_close(&mtp);
-    } else {
-        must(session_forward(&s, ids, GOLDEN_TOKENS, NULL, &err), &err);
-    }
-    session_close(&s);
-    must(trace_close(trace, &err), &err);
+    run_pass(m, model, false, trace_to(keep_logits, to, "*logits", &err));
 }
 
 /* The greatest of the losses' effects on main and modules. */
@@ -637,12 +662,12 @@ static void lose_each(const Made *m, Model *copy, size_t n)
     Logits whole = new_logits(&copy->config), less = new_logits(&copy->config);
     TensorWalk walk = tensor_walk(&copy->config, copy);
     TensorInfo info;
-    run_model(&whole, copy, m->ids);
+    run_model(&whole, m, copy);
     while (tensor_next(&walk, &info)) {
         if (!is_tried(&info, &copy->config) || is_idle(m, &info))
             continue;
         lose(&info, kept);
-        run_model(&less, copy, m->ids);
+        run_model(&less, m, copy);
         memcpy(matrix_numbers(info.slot), kept,
                info.rows * info.cols * sizeof *kept);
         double e = moved(&less, &whole);
@@ -671,6 +696,139 @@ static void every_tensor_counts(void **state)
 {
     (void)state;
     each(check_losses);
+}
+
+/* Steps ------------------------------------------------------------------ */
+
+static void each_step(void (*f)(const Made *m))
+{
+    size_t steps = 0;
+    for (size_t i = 0; i < n_made; i++)
+        if (made[i].pack->step) {
+            f(&made[i]);
+            steps++;
+        }
+    assert_true(steps > 0);
+}
+
+static void check_gradients(const Made *m)
+{
+    Model model = m->model;
+    TensorWalk walk = tensor_walk(&model.config, &model);
+    TensorInfo info;
+    while (tensor_next(&walk, &info)) {
+        char name[160];
+        snprintf(name, sizeof name, "%s.grad", info.name);
+        const StTensor *g = st_find(&m->step, name);
+        if (!g && !info.mtp)
+            fail_msg("%s: no %s", m->pack->name, name);
+        if (g && (mean_square(g) > 1e-12) != (info.kind != TENSOR_BIAS))
+            fail_msg("%s: %s has a mean square of %g", m->pack->name, name,
+                     mean_square(g));
+    }
+}
+
+static void every_weight_has_a_gradient(void **state)
+{
+    (void)state;
+    each_step(check_gradients);
+}
+
+/* What each expert's bias was moved by, in steps of gamma, must be the sign of
+ * what it lacks; returns how many stayed. */
+static size_t check_biases(const Made *m, size_t layer)
+{
+    const Config *c = &m->model.config;
+    size_t N = c->n_routed_experts, stay = 0;
+    const Matrix *old = &m->model.layers[layer].moe.e_score_correction_bias;
+    char name[128];
+    int32_t total = 0;
+    snprintf(name, sizeof name,
+             "model.layers.%zu.mlp.gate.e_score_correction_bias", layer);
+    const StTensor *t = st_find(&m->step, name);
+    for (size_t i = 0; i < N; i++)
+        total += load_of(m, layer, i);
+    for (size_t i = 0; i < N; i++) {
+        int32_t lack = total - (int32_t)N * load_of(m, layer, i);
+        float was, moved = 0x1p-7f * (float)((lack > 0) - (lack < 0));
+        memcpy(&was, (const char *)old->data + i * sizeof was, sizeof was);
+        assert_true(diff_value(t, i) == (double)(was + moved));
+        stay += lack == 0;
+    }
+    return stay;
+}
+
+static void some_bias_stays(void **state)
+{
+    size_t stay = 0, biases = 0;
+    (void)state;
+    for (size_t i = 0; i < n_made; i++)
+        for (size_t l = 0; made[i].pack->step
+                           && l < made[i].model.config.num_hidden_layers; l++)
+            if (made[i].model.layers[l].moe.e_score_correction_bias.data) {
+                stay += check_biases(&made[i], l);
+                biases++;
+            }
+    assert_true(biases > 0);
+    assert_true(stay > 0);
+}
+
+/* How far the step with a setting changed is off, where it is furthest. */
+static double moved_by(const Made *m, const char *setting)
+{
+    char *path = scratch_dup("other.safetensors");
+    Safetensors other;
+    double most = 0;
+    Error err;
+    must(golden_step(&m->model, (const int32_t *)(const void *)
+                     st_find(&m->step, "ids")->data, m->dir, setting, path,
+                     &err), &err);
+    must(st_open(&other, path, &err), &err);
+    for (size_t i = 0; i < m->step.n_tensors; i++) {
+        const StTensor *t = &m->step.tensors[i], *u;
+        DiffRow d = {0};
+        if ((u = st_find(&other, t->name)) != NULL)
+            must(diff_tensor(&d, t, u, &err), &err);
+        most = d.nmse > most ? d.nmse : most;
+    }
+    st_close(&other);
+    remove(path);
+    free(path);
+    return most;
+}
+
+static void must_move(const Made *m, const char *setting)
+{
+    double e = moved_by(m, setting);
+    if (getenv("SHARES"))
+        print_message("%s %s %.1e\n", m->pack->name, setting, e);
+    if (!(e >= MOVES))
+        fail_msg("%s: %s moves the step by %g", m->pack->name, setting, e);
+}
+
+static void check_settings(const Made *m)
+{
+    static const char *const all[] = {
+        "learning_rate=0.09", "warmup_steps=1", "adamw.eps=1e-8",
+        "adamw.weight_decay=0", "adamw.clip=1000"};
+    static const char *const v2[] = {
+        "balance.alpha1=0", "balance.alpha2=0", "balance.alpha3=0",
+        "balance.devices=2", "balance.device_limit=3"};
+    static const char *const v3[] = {
+        "mtp_lambda=0", "balance.alpha=0", "balance.gamma=0"};
+    bool is_v3 = m->model.config.model_type == DEEPSEEK_V3;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        must_move(m, all[i]);
+    for (size_t i = 0; i < (is_v3 ? sizeof v3 : sizeof v2) / sizeof *v3; i++)
+        must_move(m, is_v3 ? v3[i] : v2[i]);
+    for (size_t i = 0; m->pack->readings[i]; i++)
+        must_move(m, m->pack->readings[i]);
+}
+
+static void every_setting_counts(void **state)
+{
+    (void)state;
+    each_step(check_settings);
 }
 
 /* Directories ------------------------------------------------------------ */
@@ -730,6 +888,9 @@ int main(void)
         cmocka_unit_test(no_gate_is_saturated),
         cmocka_unit_test(rounding_stays_small),
         cmocka_unit_test(every_tensor_counts),
+        cmocka_unit_test(every_weight_has_a_gradient),
+        cmocka_unit_test(some_bias_stays),
+        cmocka_unit_test(every_setting_counts),
         cmocka_unit_test(targets), cmocka_unit_test(unknown),
         cmocka_unit_test(same_bytes),
     };

@@ -669,7 +669,7 @@ static const Case arguments[] = {
      LINE("golden -o x")},
     {"golden wants -o (deepseek golden --help says more)", LINE("golden K3")},
     {"golden: wanted one of K1, K2, K3, K4, K5, K5-ties, K6, K7, K8, K9, K10, "
-     "K11, K11-ue8m0, K12, found 'k3'", RUN("golden k3 -o x")},
+     "K11, K11-ue8m0, K12, K13-v2, K13-v3, found 'k3'", RUN("golden k3 -o x")},
     {"init wants -o (deepseek init --help says more)",
      LINE("init data/tiny/config.json")},
     {"--dtype wants one of f32|f16|bf16|fp8, not 'int8'",

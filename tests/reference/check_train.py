@@ -160,7 +160,8 @@ def of_deepseek(program, path, rows, balance, capacity, batch):
                                          exempt_rate=0))
         ask(program, path, tmp, s, [batch], '--dump-grads', dump)
         return {name.removesuffix('.grad'): a
-                for name, a in load_file(dump).items()}
+                for name, a in load_file(dump).items()
+                if name.endswith('.grad')}
 
 
 def times_theirs(far, rough):
