@@ -890,7 +890,7 @@ typedef struct {
 /* Tokens of a pass; in a step of training as many rows, each sequence having
  * one id more. */
 enum {
-    GOLDEN_TOKENS = 48, GOLDEN_WIDEST = 256,
+    GOLDEN_TOKENS = 48, GOLDEN_WIDEST = 256, GOLDEN_DRAFTS = 4,
     GOLDEN_SEQUENCES = 2,
     GOLDEN_SEQUENCE = GOLDEN_TOKENS / GOLDEN_SEQUENCES + 1
 };
@@ -920,8 +920,9 @@ typedef struct {
     size_t ties;          /* tokens where the two were equal */
 } GoldenMargins;
 
-/* Of a traced tensor (rows, cols), F32, unaligned: *.gate.choice and
- * *.gate.group_scores; all others choose nothing. cols <= GOLDEN_WIDEST. */
+/* Of a traced tensor (rows, cols), F32, unaligned: *.gate.choice,
+ * *.gate.group_scores and draft.*.logits; all others choose nothing. cols <=
+ * GOLDEN_WIDEST. */
 void golden_margins(GoldenMargins *m, const Config *c, const char *name,
                     const void *values, size_t rows, size_t cols);
 

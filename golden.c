@@ -410,7 +410,7 @@ static const GoldenPack packs[] = {
      .branch = 1, .routed = 1, .margin = WIDE,
      .why = "V3 with moe_layer_freq 2, a tied head, d_v other than d_nope, 67 "
      "tokens, 3 experts of 2 groups"},
-    {.name = "K10", .version = 1, .config = v3_mtp, .seed = 810, .branch = 1,
+    {.name = "K10", .version = 2, .config = v3_mtp, .seed = 810, .branch = 1,
      .routed = 1, .margin = WIDE,
      .readings = {"mtp-order=hidden-first", "mtp-state=before-norm",
                   "mtp-carry=before-norm", "mtp-embedding-0=zeroed"},
@@ -482,7 +482,8 @@ static double gap(float *x, size_t n, size_t K)
 static size_t chosen(const Config *c, const char *name)
 {
     return ends(name, ".mlp.gate.choice") ? c->num_experts_per_tok
-           : ends(name, ".mlp.gate.group_scores") ? c->topk_group : 0;
+           : ends(name, ".mlp.gate.group_scores") ? c->topk_group
+           : strncmp(name, "draft.", 6) == 0 && ends(name, ".logits");
 }
 
 void golden_margins(GoldenMargins *m, const Config *c, const char *name,
@@ -512,6 +513,7 @@ typedef struct {
     Mtp mtp;             /* where the model has modules */
     int32_t ids[GOLDEN_SEQUENCES * GOLDEN_SEQUENCE];
     int32_t *sequence;   /* the one at hand, of these ids */
+    size_t drafted;      /* tokens that drafts are put behind */
     bool narrow;         /* a choice of the pass at hand is */
 } Maker;
 
@@ -541,13 +543,15 @@ static int watch(void *context, const char *name, DType type,
     return 0;
 }
 
-static int maker_open(Maker *k, const Model *m, Trace *trace, Error *err)
+static int maker_open(Maker *k, const Model *m, size_t modules,
+                      size_t drafts, Trace *trace, Error *err)
 {
-    SessionOptions o = {.ctx = GOLDEN_TOKENS, .logit_rows = SIZE_MAX,
-                        .modules = m->n_mtp, .trace = trace};
+    SessionOptions o = {.ctx = GOLDEN_TOKENS + drafts,
+                        .logit_rows = SIZE_MAX, .modules = modules,
+                        .trace = trace};
     if (session_open(&k->session, m, &o, err))
         return -1;
-    if (!o.modules || !mtp_open(&k->mtp, &k->session, 0, false, err))
+    if (!o.modules || !mtp_open(&k->mtp, &k->session, drafts, true, err))
         return 0;
     session_close(&k->session);
     return -1;
@@ -602,7 +606,7 @@ static int pick_id(Maker *k, size_t t, Random *random, Error *err)
 static int pick_sequence(Maker *k, const Model *m, Trace *trace,
                          Random *random, Error *err)
 {
-    int failed = maker_open(k, m, trace, err);
+    int failed = maker_open(k, m, m->n_mtp, 0, trace, err);
     if (failed)
         return -1;
     for (size_t t = 0; t < length_of(k->pack) && !failed; t++)
@@ -626,6 +630,125 @@ static int pick_ids(Maker *k, const Model *m, Error *err)
     return failed;
 }
 
+/* Drafts ----------------------------------------------------------------- */
+
+/* Behind the first k->drafted tokens: the main model's best, then drafts by so
+ * many modules, each a module's best, and the logits of these. */
+typedef struct {
+    int32_t ids[1 + GOLDEN_DRAFTS];
+    float *logits;       /* (GOLDEN_DRAFTS, V) */
+} Drafts;
+
+static int draft(Maker *k, const Model *m, size_t modules, size_t n,
+                 Trace *trace, Drafts *to, Error *err)
+{
+    size_t V = m->config.vocab_size;
+    GenerateOptions o = {.sampler = {0, 0, 1}, .vocabulary = V};
+    if (maker_open(k, m, modules, GOLDEN_DRAFTS, trace, err))
+        return -1;
+    int failed = run(k, k->drafted, err)
+                 || mtp_draft(&k->mtp, to->ids[0], n, &o, err);
+    if (!failed) {
+        memcpy(to->logits + (n - 1) * V, session_logits(&k->session, 0),
+               V * sizeof(float));
+        to->ids[n] = k->mtp.ids[k->drafted + n];
+    }
+    maker_close(k);
+    return failed ? -1 : 0;
+}
+
+static int next_token(Maker *k, const Model *m, int32_t *next, Error *err)
+{
+    if (maker_open(k, m, 0, 0, NULL, err))
+        return -1;
+    int failed = run(k, k->drafted, err);
+    if (!failed)
+        *next = (int32_t)argmax(session_logits(&k->session, 0),
+                                m->config.vocab_size);
+    maker_close(k);
+    return failed;
+}
+
+/* One draft more each time: only the last one's logits are still there. */
+static int draft_all(Maker *k, const Model *m, size_t modules, Trace *trace,
+                     Drafts *to, Error *err)
+{
+    int failed = next_token(k, m, &to->ids[0], err);
+    for (size_t n = 1; n <= GOLDEN_DRAFTS && !failed; n++)
+        failed = draft(k, m, modules, n, trace, to, err);
+    return failed;
+}
+
+static void put_draft(Trace *trace, size_t modules, const Drafts *from,
+                      size_t V)
+{
+    const size_t ids[1] = {1 + GOLDEN_DRAFTS};
+    const size_t logits[2] = {GOLDEN_DRAFTS, V};
+    char name[40];
+    snprintf(name, sizeof name, "draft.%zu.ids", modules);
+    trace_put(trace, name, DT_I32, from->ids, 1, ids);
+    snprintf(name, sizeof name, "draft.%zu.logits", modules);
+    trace_put(trace, name, DT_F32, from->logits, 2, logits);
+}
+
+/* By module 1 alone, which is fed with its own state, as engines do that know
+ * one; by modules 1 and 2, then 2 again; and so on. */
+static int put_drafts(Maker *k, const Model *m, Trace *trace, Error *err)
+{
+    size_t V = m->config.vocab_size;
+    const size_t one[1] = {1};
+    const int32_t n = (int32_t)k->drafted;
+    Drafts drafts = {.logits = allocate(GOLDEN_DRAFTS * V, sizeof(float),
+                                        "drafts", err)};
+    int failed = drafts.logits ? 0 : -1;
+    if (m->n_mtp && !failed)
+        trace_put(trace, "draft.tokens", DT_I32, &n, 1, one);
+    for (size_t D = 1; D <= m->n_mtp && !failed; D++) {
+        failed = draft_all(k, m, D, NULL, &drafts, err);
+        if (!failed)
+            put_draft(trace, D, &drafts, V);
+    }
+    free(drafts.logits);
+    return failed;
+}
+
+/* That no draft and no choice of experts behind it is narrow. */
+static int try_drafts(Maker *k, const Model *m, Trace *trace, Error *err)
+{
+    size_t V = m->config.vocab_size;
+    Drafts drafts = {.logits = allocate(GOLDEN_DRAFTS * V, sizeof(float),
+                                        "drafts", err)};
+    int failed = drafts.logits ? 0 : -1;
+    for (size_t D = 1; D <= m->n_mtp && !failed; D++) {
+        GoldenMargins of;
+        failed = draft_all(k, m, D, trace, &drafts, err);
+        golden_margins(&of, &m->config, "draft.logits", drafts.logits,
+                       GOLDEN_DRAFTS, V);
+        if (of.least < k->pack->margin)
+            k->narrow = true;
+    }
+    free(drafts.logits);
+    return failed;
+}
+
+/* The longest prompt with wide drafts. */
+static int pick_drafts(Maker *k, const Model *m, Error *err)
+{
+    Trace *trace = trace_to(watch, k, "*.mlp.gate.*", err);
+    int failed = 0;
+    if (!trace)
+        return -1;
+    k->drafted = GOLDEN_TOKENS + 1;
+    do {
+        k->narrow = false;
+        failed = --k->drafted == 0
+                     ? fail(err, "%s: no drafts are wide", k->pack->name)
+                     : try_drafts(k, m, trace, err);
+    } while (k->narrow && !failed);
+    trace_abort(trace);
+    return failed;
+}
+
 /* Files ------------------------------------------------------------------ */
 
 /* Traces the pass over all tokens; a reading: its logits alone. */
@@ -640,12 +763,12 @@ static int write_trace(Maker *k, const Model *m, const char *reading,
         || !(trace = trace_open(path, false, reading ? "*logits" : NULL, err)))
         return -1;
     trace_put(trace, "ids", DT_I32, k->ids, 1, shape);
-    failed = maker_open(k, &read, trace, err);
+    failed = maker_open(k, &read, read.n_mtp, 0, trace, err);
     if (!failed) {
         failed = run(k, GOLDEN_TOKENS, err);
         maker_close(k);
     }
-    if (!failed)
+    if (!failed && !put_drafts(k, &read, trace, err))
         return trace_close(trace, err);
     trace_abort(trace);
     return -1;
@@ -716,8 +839,12 @@ static int add_files(Text *t, const GoldenPack *p, const char *dir,
 
 static void add_tensor(Text *t, const StTensor *x, bool step)
 {
-    const char *axes[3] = {"tokens"};
+    const char *axes[3] = {"tokens", "vocab_size"};
     int rank = session_axes(x->name, false, axes);
+    if (strncmp(x->name, "draft.", 6) == 0) {
+        axes[0] = "drafts";
+        rank = x->rank;
+    }
     text_printf(t, "    \"%s\": {\"dtype\": \"%s\", \"shape\": [",
                 x->name, dtype_name(x->dtype));
     for (int i = 0; i < x->rank; i++)
@@ -842,6 +969,7 @@ static int write_golden(const GoldenPack *p, const char *dir, Error *err)
     if (model_open(&m, dir, err))
         return -1;
     failed = pick_ids(&k, &m, err)
+             || (m.n_mtp && !p->step && pick_drafts(&k, &m, err))
              || (p->step && golden_step_files(p, k.ids, dir, err))
              || write_traces(&k, &m, dir, err)
              || write_manifest(&k, &m.config, dir, err);

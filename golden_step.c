@@ -34,10 +34,10 @@ static int write_settings(const GoldenPack *p, const char *path, Error *err)
 
 static int write_ids(const int32_t *ids, const char *path, Error *err)
 {
+    const size_t n = GOLDEN_SEQUENCE;
     Text t = {0};
-    for (size_t i = 0; i < GOLDEN_SEQUENCES * GOLDEN_SEQUENCE; i++)
-        text_printf(&t, "%d%s", (int)ids[i],
-                    (i + 1) % GOLDEN_SEQUENCE ? "," : "\n");
+    for (size_t i = 0; i < GOLDEN_SEQUENCES * n; i++)
+        text_printf(&t, "%d%s", (int)ids[i], (i + 1) % n ? "," : "\n");
     int failed = t.failed ? fail(err, "not enough memory for ids")
                           : file_write(path, false, t.text, t.length, err);
     text_free(&t);

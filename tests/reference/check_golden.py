@@ -1,9 +1,10 @@
-"""The packs' steps of training by PyTorch.
+"""The packs' steps of training by PyTorch, K10's drafts by NumPy.
 
 Makes K13-v2 and K13-v3 and takes their step with learn.py: transformers'
 classes, autograd, the losses as the papers have them, torch.optim.AdamW, in
 float64. Losses by part, loads, gradients, weights and biases after the step
-must have an NMSE of at most 1e-9.
+must have an NMSE of at most 1e-9. Drafts, by one module and by two, in every
+reading, are those of mtp.py, which computes all anew for each.
 
     python check_golden.py ./deepseek
 """
@@ -16,7 +17,9 @@ import tempfile
 import numpy as np
 from safetensors.numpy import load_file
 
+import forward
 import learn
+import mtp
 
 torch = learn.torch
 PACKS = {'K13-v2': ['', 'adamw.decay_all=true'],
@@ -91,9 +94,34 @@ def check(path, reading):
     return far[worst] <= LIMIT
 
 
+def check_drafts(path, field=None):
+    """The default reading's drafts, or those with one field of it set."""
+    c, w = forward.read_config(path), forward.read_weights(path)
+    if field:
+        c[field] = True
+    golden = os.path.join(path, 'golden')
+    plain = load_file(os.path.join(golden, 'golden.safetensors'))
+    got = load_file(os.path.join(
+        golden, mtp.READING.get(field, 'golden') + '.safetensors'))
+    known, worst = plain['ids'][:plain['draft.tokens'][0]], 0
+    for depth in range(1, c['num_nextn_predict_layers'] + 1):
+        ids, logits = mtp.drafts(dict(c, num_nextn_predict_layers=depth), w,
+                                 known, len(plain['draft.1.ids']))
+        ours = got[f'draft.{depth}.logits']
+        worst = max(worst, nmse(ours, logits[1:]))
+        if not field and (plain[f'draft.{depth}.ids'] != ids).any():
+            sys.exit(f'{path}: drafts of {depth} modules: {ids}')
+    print(f'K10     {mtp.READING.get(field, ""):26} drafts, worst '
+          f'{worst:.1e}')
+    return worst <= LIMIT
+
+
 def main(program):
     good = True
     with tempfile.TemporaryDirectory() as tmp:
+        path = os.path.join(tmp, 'K10')
+        subprocess.run([program, 'golden', 'K10', '-o', path], check=True)
+        good &= all([check_drafts(path, f) for f in (None, *mtp.READING)])
         for pack, readings in PACKS.items():
             path = os.path.join(tmp, pack)
             subprocess.run([program, 'golden', pack, '-o', path], check=True)
