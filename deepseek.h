@@ -23,10 +23,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/kernels.h"
 #include "base/random.h"
 #include "base/safetensors.h"
 #include "base/sample.h"
+#include "base/sketch.h"
 #include "base/trace.h"
 
 #include <stdbool.h>
@@ -925,6 +927,65 @@ typedef struct {
  * GOLDEN_WIDEST. */
 void golden_margins(GoldenMargins *m, const Config *c, const char *name,
                     const void *values, size_t rows, size_t cols);
+
+/* judge.c: whether another engine's dump is right ------------------------- */
+
+typedef enum { RULE_FP32, RULE_BF16, RULE_FP8 } JudgeRule;
+
+/* One tensor of golden's that the dump has. */
+typedef struct {
+    const char *name;         /* golden's */
+    const char *from;         /* what the dump calls it */
+    char layout[64];          /* as it lay in the dump; "": as golden's */
+    size_t layer;             /* SIZE_MAX outside the layers */
+    size_t tokens, judged;    /* of them those that count: experts swapped by
+                                 a narrow margin prove nothing */
+    double nmse, bound;
+    size_t not_finite;        /* numbers that golden's are, in judged tokens */
+    bool departs;
+    bool picks;               /* topk_ids: nmse is the share of wrong tokens */
+    bool logits;              /* then: */
+    double kl_mean, kl_most;  /* Σ p ln(p/q) over the vocabulary, a token */
+    size_t kl_at;             /* the token with the most */
+    size_t top1, top1_wrong;  /* tokens that agree; that do not, golden's
+                                 margin being greater than top1_margin */
+    double top1_margin;
+    Sketch sketch;            /* of theirs - golden's */
+} JudgedTensor;
+
+enum { MOST_BUGS = 8 };
+
+typedef struct {
+    JudgedTensor *tensors;    /* in the order of computation */
+    size_t n, in_golden;
+    size_t departed;
+    const JudgedTensor *first, *worst; /* departed first; nmse/bound greatest */
+    size_t swapped;           /* picks that differ by a narrow margin */
+    bool blind;               /* picks of some layer are not in the dump */
+    size_t n_unknown;         /* of the dump's, that golden has not */
+    const char *unknown;      /* the first of them */
+    char hash[17];            /* of golden's file */
+    struct {
+        char name[64];
+        double agreement;     /* 1: just so; docs/golden.md */
+    } bugs[MOST_BUGS];        /* the likely ones, bugs.c */
+    size_t n_bugs;
+} Judgement;
+
+/* golden: a pack's golden.safetensors, or any trace. Shapes that no layout has
+ * and ids of another prompt are errors; a wrong dump is none. The names are
+ * those of the two files, which must outlive j. */
+int judge_dump(Judgement *j, const Safetensors *golden,
+               const Safetensors *theirs, JudgeRule rule, Error *err);
+void judge_close(Judgement *j);
+
+/* bugs.c: which known bug a dump shows ------------------------------------ */
+
+/* Fills j->bugs from a file of fingerprints, golden/bugs.txt. *known: it has
+ * some of this golden file. */
+int bugs_find(Judgement *j, const char *path, bool *known, Error *err);
+/* The lines of that file for what j shows, which is called `name`. */
+void bugs_print(Text *t, const Judgement *j, const char *name);
 
 /* tokenizer.c: byte-level BPE, templates ------------- V2 §3.1.1, V3 §4.1 */
 

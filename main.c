@@ -123,6 +123,14 @@ static const Option options[O_COUNT] = {
     [O_DUMP_GRADS] = {"--dump-grads", OPTION_TEXT, AT(dump_grads), "FILE", 0,
         0, "write what the first step gives, each gradient as NAME.grad, and "
         "end"},
+    [O_RULE] = {"--rule", OPTION_CHOICE, AT(rule), "bits|fp32|bf16|fp8", 0, 0,
+        "what counts as equal: the same bits, the default, or golden values "
+        "within the bounds of an engine that computes in this format "
+        "(docs/golden.md)"},
+    [O_BUGS] = {"--bugs", OPTION_TEXT, AT(bugs), "FILE", 0, 0,
+        "fingerprints of known bugs; default golden/bugs.txt, where it is"},
+    [O_FINGERPRINT] = {"--fingerprint", OPTION_TEXT, AT(fingerprint), "NAME",
+        0, 0, "print the lines of such a file for B, which has the bug NAME"},
     [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,
         "print JSON"},
 };
@@ -207,13 +215,21 @@ static const Command commands[] = {
         "A model's MTP modules run too.",
      .run = run_trace},
     {.name = "diff", .operands = "A.safetensors B.safetensors", .least = 2,
-     .most = 2, .options = BIT(O_JSON),
-     .summary = "compare two files of tensors",
+     .most = 2, .options = BIT(O_JSON) | BIT(O_RULE) | BIT(O_BUGS) |
+                           BIT(O_FINGERPRINT),
+     .summary = "compare two files of tensors, or judge an engine's",
      .text =
         "Prints each tensor that does not have the same bits in both, in the "
         "order of A: how many elements differ, the squared error relative to "
         "A's squares (nmse), the greatest difference and its index. With "
-        "--json all tensors are printed. Exit status 1 if any differs.",
+        "--json all tensors are printed. Exit status 1 if any differs. B may "
+        "be NumPy's .npy or .npz.\n"
+        "With --rule, A is golden.safetensors of a pack, or any trace, and B "
+        "what another engine computes for the same ids: any of A's tensors, "
+        "in any dtype, in the layouts that engines have. Prints the worst of "
+        "each layer, what was taken as which layout, how far logits are "
+        "apart, what departs first, and which known bug does that. Exit "
+        "status 1 if anything departs.",
      .run = run_diff},
     {.name = "golden", .operands = "PACK", .least = 1, .most = 1,
      .options = BIT(O_OUTPUT) | BIT(O_FORCE), .also = BIT(O_OUTPUT),

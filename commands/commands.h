@@ -18,13 +18,13 @@ struct Arguments {
     CommandLine line;
     const char *prompt, *ids, *output, *only, *system;
     const char *separator;
-    const char *from, *ids_file, *dump_grads;
+    const char *from, *ids_file, *dump_grads, *bugs, *fingerprint;
     OptionList readings, held_out, set;
     size_t n, top_k, ctx, chunk, draft; /* the last three: 0 by default */
     size_t vocab, min_count;
     uint64_t seed;
     double temperature, top_p, std, fim, split;
-    int mla, fp8, chat_template, dtype, to, scale_fmt; /* which word */
+    int mla, fp8, chat_template, dtype, to, scale_fmt, rule; /* which word */
     bool force, json, print_ids, no_prompt, decode, jsonl, bos, think;
     bool only_held_out, draft_best, resume;
 };
@@ -36,7 +36,8 @@ enum {
     O_DECODE, O_JSONL, O_BOS, O_OUTPUT, O_FORCE, O_ONLY, O_DTYPE, O_TO,
     O_SCALE_FMT, O_STD, O_MLA, O_FP8, O_CTX, O_CHUNK, O_READING, O_VOCAB,
     O_MIN_COUNT, O_SEPARATOR, O_FIM, O_SPLIT, O_HELD_OUT, O_ONLY_HELD_OUT,
-    O_SET, O_RESUME, O_FROM, O_IDS_FILE, O_DUMP_GRADS, O_JSON, O_COUNT
+    O_SET, O_RESUME, O_FROM, O_IDS_FILE, O_DUMP_GRADS, O_RULE, O_BUGS,
+    O_FINGERPRINT, O_JSON, O_COUNT
 };
 
 int run_info(const Arguments *a, Error *err);
@@ -116,6 +117,13 @@ int print_text(Text *t, Error *err);
 int flush_stdout(Error *err);
 /* 1234567 as "1,234,567", right-aligned in the width. */
 void add_count(Text *t, uint64_t n, int width);
+
+/* judge.c ---------------------------------------------------------------- */
+
+/* diff with --rule: prints what judge_dump finds, or with --fingerprint the
+ * lines for a file of known bugs. */
+int diff_judged(const Arguments *a, const Safetensors *golden,
+                const Safetensors *theirs, Error *err);
 
 /* eval.c ----------------------------------------------------------------- */
 

@@ -96,21 +96,31 @@ static int diff_print(Diff *d, const Safetensors *a, const Safetensors *b,
     return print_text(&d->out, err);
 }
 
-int run_diff(const Arguments *a, Error *err)
+/* By bits, unless there is a rule. */
+static int compare(const Arguments *a, const Safetensors st[2], Error *err)
 {
     char **path = a->line.operands;
-    Safetensors st[2] = {{0}, {0}};
     Diff d = {.json = a->json};
-    int status = st_open(&st[0], path[0], err);
-    if (status == 0 && (status = npy_open(&st[1], path[1], err)) == 0) {
-        status = diff_print(&d, &st[0], &st[1], err);
-        st_close(&st[1]);
-    }
-    if (st[0].n_files > 0)
-        st_close(&st[0]);
+    if (a->rule > 0 || a->fingerprint != NULL)
+        return diff_judged(a, &st[0], &st[1], err);
+    int status = diff_print(&d, &st[0], &st[1], err);
     text_free(&d.out);
     if (status == 0 && d.differing > 0)
         return fail(err, "%s and %s differ in %zu of %zu tensors", path[0],
                     path[1], d.differing, d.tensors);
+    return status;
+}
+
+int run_diff(const Arguments *a, Error *err)
+{
+    Safetensors st[2] = {{0}, {0}};
+    int status = st_open(&st[0], a->line.operands[0], err);
+    if (status == 0
+        && (status = npy_open(&st[1], a->line.operands[1], err)) == 0) {
+        status = compare(a, st, err);
+        st_close(&st[1]);
+    }
+    if (st[0].n_files > 0)
+        st_close(&st[0]);
     return status;
 }

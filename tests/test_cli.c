@@ -652,6 +652,64 @@ static void differences_are_told(void **state)
                         "1 tensors, all with the same bits\n");
 }
 
+static void parses(const char *text)
+{
+    Json j;
+    Error err;
+    if (json_parse(&j, "stdout", text, strlen(text), &err) != 0)
+        fail_msg("%s", err.text);
+    json_free(&j);
+}
+
+static void a_dump_is_judged(void **state)
+{
+    (void)state;
+    done("trace m --ids 9,8,7,6,5 -o a.st --force");
+    done("trace m --ids 9,8,7,6,5 -o b.st --force --mla naive");
+    done("trace m --ids 9,8,7,6,4 -o c.st --force");
+    assert_non_null(strstr(done("diff a.st b.st --rule fp32"),
+                           "\nright by fp32: "));
+    assert_non_null(strstr(done("diff a.st b.st --rule bf16 --json"),
+                           "{\"rule\": \"bf16\", \"right\": true, "));
+    parses(last.out);
+    run("diff a.st c.st --rule fp8");
+    assert_int_equal(last.status, 1);
+    assert_non_null(strstr(last.out, "\nfirst to depart: model.embed_tokens, "
+                           "nmse "));
+    assert_non_null(strstr(last.out, "\nno bug is named: no golden/bugs.txt "
+                           "here, see --bugs\n"));
+    assert_non_null(strstr(last.err, "deepseek: c.st departs by fp8 in "));
+    assert_non_null(strstr(last.err, "tensors, first in model.embed_tokens"));
+    run("diff a.st c.st --rule fp32 --json");
+    parses(last.out);
+    assert_non_null(strstr(last.out, "\"first\": \"model.embed_tokens\""));
+}
+
+static void a_bug_is_named(void **state)
+{
+    (void)state;
+    done("trace m --ids 9,8,7,6,5 -o a.st --force");
+    done("trace m --ids 9,8,7,6,4 -o c.st --force");
+    assert_string_equal(done("diff a.st a.st --fingerprint none"), "");
+    FILE *bugs = fopen("bugs.txt", "w");
+    assert_non_null(bugs);
+    fputs(done("diff a.st c.st --fingerprint other-id"), bugs);
+    assert_int_equal(fclose(bugs), 0);
+    run("diff a.st c.st --rule fp32 --bugs bugs.txt");
+    assert_non_null(strstr(last.out, "\nlikely bug: other-id (agreement "));
+    run("diff a.st c.st --rule fp32 --bugs bugs.txt --json");
+    assert_non_null(strstr(last.out, "\"bugs\": [{\"name\": \"other-id\""));
+    parses(last.out);
+    done("trace m --ids 9,8,7,1,5 -o c.st --force");
+    run("diff a.st c.st --rule fp32 --bugs bugs.txt");
+    assert_non_null(strstr(last.out, "\nit is none of the known bugs\n"));
+    run("diff c.st a.st --rule fp32 --bugs bugs.txt");
+    assert_non_null(strstr(last.out, "\nno bug is named: the file of known "
+                           "ones has none of this pack\n"));
+    run("diff c.st a.st --rule fp32 --bugs a.st");
+    assert_non_null(strstr(last.err, "a.st: line 1: wanted 'bug NAME HASH'"));
+}
+
 static void init_repeats_itself(void **state)
 {
     (void)state;
@@ -752,6 +810,8 @@ int main(void)
         cmocka_unit_test(the_naive_form_is_another),
         cmocka_unit_test(a_golden_pack),
         cmocka_unit_test(differences_are_told),
+        cmocka_unit_test(a_dump_is_judged),
+        cmocka_unit_test(a_bug_is_named),
         cmocka_unit_test(init_repeats_itself),
         cmocka_unit_test(every_dtype_runs),
         cmocka_unit_test(fp8_accumulation),
