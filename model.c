@@ -620,8 +620,7 @@ int model_floats(Model *copy, const Model *m, size_t *n, Error *err)
 static const char *file_of(const Model *m, const char *name)
 {
     const StTensor *t = st_find(&m->files, name);
-    return t ? m->files.paths[t->file] : m->copied ? "a copy in memory"
-                                                   : m->files.paths[0];
+    return t ? m->files.paths[t->file] : "a copy in memory";
 }
 
 static int find_in_tensor(const TensorInfo *info, Error *err)

@@ -725,6 +725,29 @@ static void test_copies(void **state)
     }
 }
 
+/* A copy with more experts than there is memory for. */
+static void test_no_room(void **state)
+{
+    Model m, copy;
+    Error err;
+    size_t n, experts;
+    (void)state;
+    must(model_open(&m, MODELS "k9-shapes", &err), &err);
+    experts = m.config.n_routed_experts;
+    m.config.n_routed_experts = (size_t)PTRDIFF_MAX / 64;
+    for (int kind = 0; kind < 3; kind++) {
+        memset(&err, 0, sizeof err);
+        assert_int_equal(
+            kind == 0 ? model_copy(&copy, &m, DT_F32, FP8_BLOCK, &err)
+            : kind == 1 ? model_zeros(&copy, &m.config, &n, &err)
+                        : model_floats(&copy, &m, &n, &err), -1);
+        assert_non_null(strstr(err.text, "not enough memory for experts"));
+        assert_null(copy.layers);
+    }
+    m.config.n_routed_experts = experts;
+    model_close(&m);
+}
+
 /* A number that is not finite is named, without a file. */
 static void test_copy_not_finite(void **state)
 {
@@ -759,7 +782,8 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_overflowing_scale),
         cmocka_unit_test(test_floats), cmocka_unit_test(test_floats_refused),
-        cmocka_unit_test(test_copies), cmocka_unit_test(test_copy_not_finite),
+        cmocka_unit_test(test_copies), cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_copy_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, clean);
 }
