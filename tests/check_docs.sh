@@ -6,7 +6,8 @@
 #
 # - Links to files, and to headings in them, lead somewhere.
 # - Files that are named exist: X.c, X.h, X.sh, X.py, and what begins with
-#   base/, commands/, docs/, models/, tests/.
+#   base/, commands/, docs/, models/, tests/. With a line, as in X.py:12, they
+#   are another project's.
 # - "test_X.c: name" is a test function of that file, "model k3-v3" a directory
 #   of tests/data/models.
 # - "./deepseek COMMAND --option" and "make target" are there.
@@ -70,6 +71,7 @@ things()
         all("target", line, "(^|[`$ ])make [a-z]+[`]?$", 0)
         all("target", line, "`make [a-z]+`", 0)
         gsub(/\]\([^)]*\)/, "]", line)
+        gsub(/[A-Za-z0-9_.\/-]+:[0-9]+/, "", line)
         gsub(/docs\/X\.md/, "", line)
         gsub(/tests\/test_[A-Z*]\.c|test_[A-Z*]\.c/, "", line)
         gsub(/[A-Za-z0-9_.\/-]*\/tmp\/[^ ]*/, "", line)

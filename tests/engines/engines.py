@@ -45,10 +45,12 @@ def engines():
 
 
 def pack_names():
-    """In the order of golden.c, which an unknown name is answered with."""
+    """In the order of golden.c, which an unknown name is answered with; K13 is
+    a step of training."""
     said = subprocess.run([DEEPSEEK, "golden", "?", "-o", os.devnull],
                           capture_output=True, text=True).stderr
-    return re.findall(r"K\d+[\w-]*", said)
+    return [name for name in re.findall(r"K\d+[\w-]*", said)
+            if not name.startswith("K13")]
 
 
 # Packs ----------------------------------------------------------------------
@@ -119,9 +121,14 @@ def with_settings(pack, a):
     (twin / "config.json").write_text(json.dumps(config, indent=2))
     if a.draw:
         draw(twin)
+    golden, ids = twin / "golden/golden.safetensors", ids_of(twin)
     subprocess.run([DEEPSEEK, "trace", twin, "--ids",
-                    ",".join(map(str, ids_of(twin))), "--force", "-o",
-                    twin / "golden/golden.safetensors"], check=True)
+                    ",".join(map(str, ids)), "--force", "-o", golden],
+                   check=True)
+    write_safetensors(golden, {
+        "ids": dict(dtype="I32", shape=[len(ids)],
+                    data=np.array(ids, "<i4").tobytes()),
+        **dict(deserialize(golden.read_bytes()))})
     return twin
 
 

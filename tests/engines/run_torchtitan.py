@@ -24,11 +24,11 @@ MENDS = {
     "ties": [(COMMON + "moe", "torch.topk(\n            group_scores, "
               "k=self.num_limited_groups, dim=-1, sorted=False\n        )",
               "(None, group_scores.sort(descending=True, stable=True)[1]"
-              "[..., :self.num_limited_groups])"),
+              "[..., :self.num_limited_groups].contiguous())"),
              (COMMON + "moe", "torch.topk(\n            scores_for_choice_BLE,"
               " k=self.top_k, dim=-1, sorted=False\n        )",
               "(None, scores_for_choice_BLE.sort(descending=True, "
-              "stable=True)[1][..., :self.top_k])")],
+              "stable=True)[1][..., :self.top_k].contiguous())")],
 }
 NORM = ('class RMSNorm(nn.RMSNorm, Module):\n    """Configurable nn.RMSNorm.'
         '"""\n\n    @dataclass(kw_only=True, slots=True)\n    class Config('
@@ -81,8 +81,12 @@ def model_config(c):
     from torchtitan.models.common import Embedding, Linear, RMSNorm
     from torchtitan.models.common.attention import ScaledDotProductAttention
     main, dim, vocab = layers(c), c["hidden_size"], c["vocab_size"]
-    for layer in main:  # the others want a GPU, or to compile
+    for layer in main:
+        # The others want a GPU, or to compile.
         layer.attention.inner_attention = ScaledDotProductAttention.Config()
+        # Without it a gate has no bias, as V2's.
+        if layer.moe and c["topk_method"] != "noaux_tc":
+            layer.moe.load_balance_coeff = None
     return deepseek_v3.DeepSeekV3Model.Config(
         vocab_size=vocab, dim=dim, layers=main,
         tok_embeddings=Embedding.Config(num_embeddings=vocab,

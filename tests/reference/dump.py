@@ -3,7 +3,6 @@
 
     python tests/reference/dump.py PACK OUT     transformers' own model, in F32
 """
-import json
 import re
 import sys
 
@@ -11,28 +10,30 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 # Names of a trace that are other than those of the modules; ":in" is what goes
-# into one.
+# into one, ":1" the second that comes out.
 NAMES = {r"^lm_head$": "logits", r"\.gate$": ".gate.logits",
+         r"\.gate:1$": ".gate.topk_weights", r"\.gate:2$": ".gate.topk_ids",
          r"\.experts$": ".routed_out", r"\.shared_experts$": ".shared_out",
          r"\.o_proj:in$": ".o", r"\.down_proj:in$": ".h"}
 
 
 def dump(model, pack, out):
     golden, found = load_file(f"{pack}/golden/golden.safetensors"), {}
-    with open(f"{pack}/golden/manifest.json", encoding="utf-8") as f:
-        ids = json.load(f)["ids"]
 
-    def keep(name, x=None, *_):
-        for theirs, ours in NAMES.items():
-            name = re.sub(theirs, ours, name)
-        x = x[0] if isinstance(x, tuple) else x
-        if name in golden and x.numel() == golden[name].size:
-            found[name] = x.float().numpy().reshape(golden[name].shape)
+    def keep(name, tensors):
+        for i, x in enumerate(tensors):
+            at = f"{name}:{i}" if i else name
+            for theirs, ours in NAMES.items():
+                at = re.sub(theirs, ours, at)
+            if at in golden and x.numel() == golden[at].size:
+                x = x.float() if x.is_floating_point() else x
+                found[at] = x.numpy().reshape(golden[at].shape)
     for n, module in model.named_modules():
-        module.register_forward_pre_hook(lambda _, x, n=n: keep(n + ":in", *x))
-        module.register_forward_hook(lambda _, x, y, n=n: keep(n, y))
+        module.register_forward_pre_hook(lambda _, x, n=n: keep(n + ":in", x))
+        module.register_forward_hook(lambda _, x, y, n=n: keep(
+            n, y if isinstance(y, tuple) else (y,)))
     with torch.no_grad():
-        model(torch.tensor([ids]))
+        model(torch.from_numpy(golden["ids"]).long()[None])
     save_file(found, out)
 
 
