@@ -254,8 +254,8 @@ int model_quantize(const Model *m, const char *from, const char *dir,
                    bool force, DType dtype, bool ue8m0, Error *err);
 /* A new directory with the weights of a model in memory (model_zeros), MTP
  * modules with their copies of embedding and head unless these are tied, and
- * what lies beside the config.json at config_path. part, or NULL, writes one file more,
- * training.safetensors, so that all are there or none. */
+ * what lies beside the config.json at config_path. part, or NULL, writes one
+ * file more, training.safetensors, so that all are there or none. */
 typedef int ModelPart(void *context, const char *path, Error *err);
 int model_save(const Model *m, const char *config_path, const char *dir,
                DType dtype, ModelPart *part, void *context, Error *err);
