@@ -9,7 +9,9 @@
 #   base/, commands/, docs/, models/, tests/. With a line, as in X.py:12, they
 #   are another project's.
 # - "test_X.c: name" is a test function of that file, "model k3-v3" a directory
-#   of tests/data/models.
+#   of tests/data/models, "pack K5" a manifest of golden/.
+# - Every entry of docs/disputes.md says what is done "Here", and after "Shown
+#   by:" names a test, a model or a pack.
 # - "./deepseek COMMAND --option" and "make target" are there.
 # - "--reading NAME=VALUE" is accepted.
 # - In ```console blocks every line after "$ " is run in a scratch directory
@@ -68,6 +70,8 @@ things()
         all("command", line, "\\./deepseek [a-z]+[^|>`]*", 11)
         all("model", line, "models? [a-z0-9]+(-[a-z0-9]+)+" \
             "((,| and) [a-z0-9]+(-[a-z0-9]+)+)*", 0)
+        all("pack", line, "packs? K[0-9]+(-[a-z0-9]+)?" \
+            "((,| and) K[0-9]+(-[a-z0-9]+)?)*", 0)
         all("target", line, "(^|[`$ ])make [a-z]+[`]?$", 0)
         all("target", line, "`make [a-z]+`", 0)
         gsub(/\]\([^)]*\)/, "]", line)
@@ -156,6 +160,38 @@ check_model()
     done
 }
 
+check_pack()
+{
+    for name in $(echo "$2" | sed 's/^packs* //; s/,//g; s/ and / /g'); do
+        [ -e "golden/$name.json" ] || complain "$1: there is no pack $name"
+    done
+}
+
+check_disputes()
+{
+    awk '
+    function judge()
+    {
+        if (entry != "" && !here)
+            print FILENAME ": " entry ": nothing says what is done here"
+        if (entry != "" && shown !~ /test_[a-z0-9_]+\.c: |models? [a-z]|packs? K/)
+            print FILENAME ": " entry ": no test, model or pack shows it"
+        entry = shown = ""
+        here = open = 0
+    }
+
+    /^##/ { judge() }
+    /^### / { entry = substr($0, 5) }
+    /Here:/ { here = 1 }
+    /Shown by:/ { open = 1 }
+    /^$/ { open = 0 }
+    open { shown = shown $0 " " }
+    END { judge() }' docs/disputes.md >"$scratch/disputes"
+    while read -r line; do
+        complain "$line"
+    done <"$scratch/disputes"
+}
+
 check_reading()
 {
     "$program" trace tests/data/models/k3-v3 --ids 1 --reading "$2" --force \
@@ -175,6 +211,7 @@ check_things()
         test) check_test "$where" "$thing" ;;
         command) check_command "$where" "$thing" ;;
         model) check_model "$where" "$thing" ;;
+        pack) check_pack "$where" "$thing" ;;
         target) check_target "$where" "$thing" ;;
         reading) check_reading "$where" "$thing" ;;
         esac
@@ -285,6 +322,7 @@ check_width()
 
 commands=0
 check_width
+check_disputes
 check_story
 for doc in $docs; do
     run_consoles "$doc"
