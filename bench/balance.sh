@@ -1,6 +1,7 @@
 #!/bin/sh
-# balance.sh: the same small model trained without any balancing, with V2's
-# expert-level loss, and with V3's bias: what each does to loss and loads.
+# balance.sh: the same small model trained without any balancing, with an
+# auxiliary loss (V3's sequence-wise one), and with V3's bias: what each does to
+# loss and loads.
 #
 # A model of bytes (balance.json: d = 128, two layers of 16 experts, 2 of them
 # picked, 1 shared, V3's gate), 1,024 tokens a step. Prints a line a run:
@@ -13,7 +14,7 @@
 # and draws MaxVio over the steps. A run that was stopped goes on.
 # usage: bench/balance.sh TEXT    a megabyte or more; `make balance` calls it
 #   STEPS, SEEDS   else 1200 and "1 2"
-#   ALPHA1, GAMMA  else 0.01 and 0.001
+#   ALPHA, GAMMA   else 0.01 and 0.001
 #   WORK           where runs and balance.svg go, else build/balance
 #   DEEPSEEK       the program, else ./deepseek
 set -eu
@@ -21,7 +22,7 @@ DEEPSEEK=${DEEPSEEK:-./deepseek}
 work=${WORK:-build/balance}
 steps=${STEPS:-1200}
 seeds=${SEEDS:-1 2}
-alpha1=${ALPHA1:-0.01}
+alpha=${ALPHA:-0.01}
 gamma=${GAMMA:-0.001}
 config=$(dirname "$0")/balance.json
 [ $# = 1 ] || {
@@ -150,13 +151,13 @@ draw() {
 prepare "$1" >"$work/words"
 runs=
 for seed in $seeds; do
-    train "none-$seed" "$seed" balance.alpha1=0
-    train "loss-$seed" "$seed" balance.alpha1="$alpha1"
+    train "none-$seed" "$seed" balance.alpha=0
+    train "loss-$seed" "$seed" balance.alpha="$alpha"
     train "bias-$seed" "$seed" balance.gamma="$gamma"
     runs="$runs none-$seed loss-$seed bias-$seed"
 done
 echo "balancing            seed  held-out loss  MaxVio  lowest load"
 for seed in $seeds; do row none "$seed" "none-$seed"; done
-for seed in $seeds; do row "loss, alpha1 $alpha1" "$seed" "loss-$seed"; done
+for seed in $seeds; do row "loss, alpha $alpha" "$seed" "loss-$seed"; done
 for seed in $seeds; do row "bias, gamma $gamma" "$seed" "bias-$seed"; done
 draw $runs >"$work/balance.svg"
