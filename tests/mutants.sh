@@ -201,6 +201,7 @@ heading() { # the packs' names, downwards
                 more += c != ""
                 line = line (c == "" ? " " : c)
             }
+            sub(/ +$/, "", line)
             if (more)
                 printf "%26s %s\n", "", line
         }
