@@ -108,10 +108,13 @@ static void keep_best(Judgement *j)
     j->n_bugs = n;
 }
 
-/* In order of computation: all that is judged before the first tensor. */
-static bool departs_before(const Judgement *j, const JudgedTensor *first)
+/* Whether the dump departs before this tensor is computed. */
+static bool departs_before(const Judgement *j, const char *name)
 {
-    return j->first != NULL && first != NULL && j->first < first;
+    for (size_t i = 0; j->first != NULL && i < j->first->at; i++)
+        if (strcmp(j->golden[i]->name, name) == 0)
+            return false;
+    return j->first != NULL && strcmp(j->first->name, name) != 0;
 }
 
 static int take_tensor(const Judgement *j, Bug *b, Line line)
@@ -122,9 +125,9 @@ static int take_tensor(const Judgement *j, Bug *b, Line line)
         || !sketch_parse(&s, line.text, line.n))
         return -1;
     const JudgedTensor *t = find_judged(j, name);
-    if (b->first && t != NULL)
-        b->late = departs_before(j, t);
-    b->first = b->first && t == NULL;
+    if (b->first)
+        b->late = departs_before(j, name);
+    b->first = false;
     if (t != NULL) {
         b->sum += sketch_agreement(&t->sketch, &s);
         b->n++;

@@ -937,6 +937,7 @@ typedef struct {
     const char *name;         /* golden's */
     const char *from;         /* what the dump calls it */
     char layout[64];          /* as it lay in the dump; "": as golden's */
+    size_t at;                /* in golden's order */
     size_t layer;             /* SIZE_MAX outside the layers */
     size_t tokens, judged;    /* of them those that count: experts swapped by
                                  a narrow margin prove nothing */
@@ -957,7 +958,9 @@ enum { MOST_BUGS = 8 };
 
 typedef struct {
     JudgedTensor *tensors;    /* in the order of computation */
-    size_t n, in_golden;
+    size_t n;
+    const StTensor **golden;  /* all of golden's, in the same order */
+    size_t in_golden;
     size_t departed;
     const JudgedTensor *first, *worst; /* departed first; nmse/bound greatest */
     size_t swapped;           /* picks that differ by a narrow margin */

@@ -367,7 +367,8 @@ static int open_gate_part(const Judge *g, const char *part, Numbers *ours,
            : open_pair(g, t, ours, x, &unused) < 0 ? -1 : 0;
 }
 
-/* The greatest difference of a row's numbers that are finite; without theirs,
+/* The greatest difference of a row's numbers that are finite, as far as the
+ * bound lets it be: a wrong gate is no excuse for its picks. Without theirs,
  * what the rule would expect. */
 static double row_error(const Judge *g, const Numbers *a, const Numbers *b,
                         size_t t)
@@ -381,8 +382,9 @@ static double row_error(const Judge *g, const Numbers *a, const Numbers *b,
         if (b->x != NULL && isfinite(a->x[i]) && isfinite(b->x[i]))
             most = fmax(most, fabs(a->x[i] - b->x[i]));
     }
-    return b->x != NULL ? most : sqrt(power) * expected[g->rule]
-                                     * ((double)g->layer + 1);
+    return b->x != NULL
+               ? fmin(most, 4 * sqrt(bound_of(g, ".gate.choice") * power))
+               : sqrt(power) * expected[g->rule] * ((double)g->layer + 1);
 }
 
 /* Groups of which some expert is not masked. */
@@ -398,13 +400,17 @@ static size_t groups_kept(const double *choice, size_t n, size_t groups)
     return kept;
 }
 
-static bool masks_differ(const Gate *a, size_t t, size_t n)
+/* Whether other experts are masked: 0, 1, or -1 if more or fewer are. */
+static int other_masks(const Gate *a, size_t t, size_t n)
 {
-    bool differ = false;
-    for (size_t i = t * n; a->their_choice.x != NULL && i < (t + 1) * n; i++)
-        differ = differ || isinf(a->choice.x[i])
-                               != (a->their_choice.x[i] <= -65504);
-    return differ;
+    size_t differ = 0, ours = 0, theirs = 0;
+    for (size_t i = t * n; a->their_choice.x != NULL && i < (t + 1) * n; i++) {
+        bool x = isinf(a->choice.x[i]), y = a->their_choice.x[i] <= -65504;
+        differ += x != y;
+        ours += x;
+        theirs += y;
+    }
+    return ours != theirs ? -1 : differ > 0;
 }
 
 /* Whether token t's picks differ for no other reason than that the last picked
@@ -415,8 +421,9 @@ static bool is_swapped(const Judge *g, const Gate *a, size_t t)
     size_t n = a->choice.elements / a->choice.shape[0];
     double margin = gap(a->choice.x + t * n, n, K);
     double error = row_error(g, &a->choice, &a->their_choice, t);
-    if (same_ids(a->ids.x + t * K, a->their_ids.x + t * K, K)
-        && !masks_differ(a, t, n))
+    int masks = other_masks(a, t, n);
+    if (masks < 0 || (masks == 0 && same_ids(a->ids.x + t * K,
+                                             a->their_ids.x + t * K, K)))
         return false;
     if (margin <= 2 * error)
         return true;
@@ -483,13 +490,11 @@ static bool counts(const Judge *g, const char *name, size_t row)
            || (row < g->limit && !(g->swapped[row] && behind_picks(name)));
 }
 
-/* What the sketch has of a difference: its number, or 1 or -1 where one of two
- * is not finite. */
+/* What the sketch has of numbers that differ: by how much, what is not finite,
+ * as masked scores, being -1. */
 static double difference(double a, double b)
 {
-    if (squared_distance(a, b) > 0)
-        return isfinite(a) && isfinite(b) ? b - a : a < b ? 1 : -1;
-    return 0;
+    return (isfinite(b) ? b : -1) - (isfinite(a) ? a : -1);
 }
 
 /* The sums of a row's squares. */
@@ -520,7 +525,8 @@ static void measure(const Judge *g, JudgedTensor *v, const Numbers *a,
     v->nmse = error > 0 ? error / power : 0;
     v->departs = v->judged > 0 && !(v->nmse <= v->bound);
     for (size_t i = 0; i < a->elements; i++)
-        sketch_add(&v->sketch, i, difference(a->x[i], b->x[i]));
+        if (squared_distance(a->x[i], b->x[i]) > 0)
+            sketch_add(&v->sketch, i, difference(a->x[i], b->x[i]));
 }
 
 /* Picked experts count as sets; a sketch has 1 for one that is new and -1 for
@@ -738,9 +744,10 @@ static bool other_form(const Judge *g, const StTensor *golden)
            && t->elements != golden->elements;
 }
 
-static int judge_tensor(Judge *g, const StTensor *golden)
+static int judge_tensor(Judge *g, size_t at)
 {
-    JudgedTensor v = {.name = golden->name, .layer = SIZE_MAX};
+    const StTensor *golden = g->j->golden[at];
+    JudgedTensor v = {.name = golden->name, .at = at, .layer = SIZE_MAX};
     Numbers ours, theirs;
     size_t layer;
     if (in_layer(golden->name, &layer) != NULL) {
@@ -821,14 +828,15 @@ static void hash_golden(const Safetensors *golden, char hash[17])
     snprintf(hash, 17, "%.16s", hex);
 }
 
-static int judge_all(Judge *g, const StTensor **order)
+static int judge_all(Judge *g)
 {
-    st_order(g->golden, order);
+    Judgement *j = g->j;
+    st_order(g->golden, j->golden);
     if (check_ids(g) != 0)
         return -1;
-    for (size_t i = 0; i < g->golden->n_tensors; i++)
-        if (strcmp(order[i]->name, "ids") != 0
-            && judge_tensor(g, order[i]) != 0)
+    for (size_t i = 0; i < j->in_golden; i++)
+        if (strcmp(j->golden[i]->name, "ids") != 0
+            && judge_tensor(g, i) != 0)
             return -1;
     return check_unknown(g);
 }
@@ -841,15 +849,13 @@ int judge_dump(Judgement *j, const Safetensors *golden,
     *j = (Judgement){.in_golden = golden->n_tensors};
     find_sizes(&g);
     hash_golden(golden, j->hash);
-    const StTensor **order = allocate(golden->n_tensors, sizeof *order,
-                                      "tensors", err);
+    j->golden = allocate(golden->n_tensors, sizeof *j->golden, "tensors", err);
     g.used = allocate(theirs->n_tensors, sizeof *g.used, "tensors", err);
     g.swapped = allocate(g.tokens, sizeof *g.swapped, "tokens", err);
     j->tensors = allocate(golden->n_tensors, sizeof *j->tensors, "tensors",
                           err);
-    int failed = order == NULL || g.used == NULL || g.swapped == NULL
-                 || j->tensors == NULL || judge_all(&g, order);
-    free((void *)order);
+    int failed = j->golden == NULL || g.used == NULL || g.swapped == NULL
+                 || j->tensors == NULL || judge_all(&g);
     free(g.used);
     free(g.swapped);
     if (failed)
@@ -860,5 +866,6 @@ int judge_dump(Judgement *j, const Safetensors *golden,
 void judge_close(Judgement *j)
 {
     free(j->tensors);
+    free((void *)j->golden);
     *j = (Judgement){0};
 }

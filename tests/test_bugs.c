@@ -3,17 +3,23 @@
 #include "support.h"
 
 static JudgedTensor tensors[3];
+static StTensor stages[3];
+static const StTensor *order[3];
 
 /* Differences of bug `seed` in two tensors, of which the first is right where
  * `first` is false. */
 static Judgement judgement(uint64_t seed, bool first, double factor)
 {
     Random r = random_seeded(seed);
-    Judgement j = {.tensors = tensors, .n = 3, .hash = "0123456789abcdef"};
+    Judgement j = {.tensors = tensors, .n = 3, .hash = "0123456789abcdef",
+                   .golden = order, .in_golden = 3};
     static const char *const names[] = {"model.layers.0.self_attn.o_proj",
                                         "model.layers.0", "logits"};
     for (size_t i = 0; i < 3; i++) {
+        stages[i] = (StTensor){.name = names[i]};
+        order[i] = &stages[i];
         tensors[i] = (JudgedTensor){.name = names[i], .from = names[i],
+                                    .at = i,
                                     .layer = i < 2 ? 0 : SIZE_MAX,
                                     .departs = i > 0 || first};
         for (size_t k = 0; k < 100; k++) {

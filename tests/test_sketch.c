@@ -3,6 +3,9 @@
 
 #include "base/sketch.h"
 
+#define SIXTY "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAA" \
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
 enum { N = 4000 };
 
 static Sketch sketch_of(const float *x, double factor)
@@ -57,13 +60,9 @@ static void as_text(void **state)
 static void other_text(void **state)
 {
     static const char *const bad[] = {
-        "", " ", "1.000e+00", "1.000e+00 AAAA",
-        "1.000e+0x AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-        "AAAA",
-        "1.000e+00 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-        "AAA-",
-        "nan.......... AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
-        "AAAAAAAA",
+        "", " ", "1.000e+00", "1.000e+00 AAAA", "1.000e+0x " SIXTY "AAAA",
+        "1.000e+00 " SIXTY "AAA-", "1.000e+00 " SIXTY "AAAAA",
+        "nan.......... " SIXTY "AAAA"
     };
     Sketch s;
     (void)state;
