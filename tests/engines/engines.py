@@ -38,6 +38,8 @@ DEEPSEEK = os.environ.get("DEEPSEEK", "./deepseek")
 BOUND = 1e-9
 NOT_INSTALLED = 3
 SECONDS = 1800
+TWINS = {".embed_tokens.weight": "model.embed_tokens.weight",
+         ".shared_head.head.weight": "lm_head.weight"}
 
 
 def engines():
@@ -106,6 +108,10 @@ def draw(twin):
         if name in kept and all(kept[name][key] == tensor[key]
                                 for key in ("shape", "dtype")):
             tensor.update(kept[name])
+    for name in weights:  # an MTP module's are those of the model
+        for end, main in TWINS.items():
+            if name.startswith("model.layers.") and name.endswith(end):
+                weights[name] = weights[main]
     write_safetensors(path, weights)
     shutil.rmtree(drawn)
 

@@ -1,6 +1,9 @@
 """torchtitan on the CPU, without its trainer: the model is built from what
 config.json says, since it reads no config.json, and loaded by its own adapter.
 """
+import json
+import tempfile
+
 import adapter
 
 COMMON = "torchtitan.models.common."
@@ -98,6 +101,18 @@ def model_config(c):
             num_mtp_layers=c.get("num_nextn_predict_layers") or 0))
 
 
+def with_index(pack, work):
+    """A directory whose tensors an index lists: FP8 is read by it alone."""
+    from safetensors import safe_open
+    file = "model-00001-of-00001.safetensors"
+    (work / file).symlink_to(pack / "model.safetensors")
+    with safe_open(work / file, "pt") as f:
+        index = {name: file for name in f.keys()}
+    (work / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index}))
+    return work
+
+
 def load(pack, c):
     import torch.distributed.checkpoint as dcp
     from torchtitan.models.deepseek_v3 import DeepSeekV3StateDictAdapter
@@ -113,7 +128,9 @@ def load(pack, c):
 
 def run(pack, ids):
     import torch
-    model = load(pack, adapter.config(pack))
+    with tempfile.TemporaryDirectory() as work:
+        model = load(with_index(pack, adapter.Path(work)),
+                     adapter.config(pack))
     with torch.no_grad():
         out = model(torch.tensor([ids]))
     main, *modules = out if isinstance(out, list) else [out]
