@@ -88,35 +88,32 @@ static void update_block(float *p, const float *g, float *m, float *v,
     }
 }
 
-static void load(float *x, const void *stored, DType dtype, size_t at,
-                 size_t n)
+/* Where n moments are as F32: in their place or, from BF16, in x. */
+static float *load(float *x, void *stored, DType dtype, size_t at, size_t n)
 {
     if (dtype == DT_F32)
-        memcpy(x, (const float *)stored + at, n * sizeof *x);
-    else
-        for (size_t i = 0; i < n; i++)
-            x[i] = f32_from_bf16(((const uint16_t *)stored)[at + i]);
+        return (float *)stored + at;
+    for (size_t i = 0; i < n; i++)
+        x[i] = f32_from_bf16(((const uint16_t *)stored)[at + i]);
+    return x;
 }
 
 static void store(void *stored, const float *x, DType dtype, size_t at,
                   size_t n)
 {
-    if (dtype == DT_F32)
-        memcpy((float *)stored + at, x, n * sizeof *x);
-    else
-        for (size_t i = 0; i < n; i++)
-            ((uint16_t *)stored)[at + i] = bf16_from_f32(x[i]);
+    for (size_t i = 0; dtype == DT_BF16 && i < n; i++)
+        ((uint16_t *)stored)[at + i] = bf16_from_f32(x[i]);
 }
 
 void adamw_update(float *p, const float *g, const Moments *moments, size_t n,
                   bool decay, const AdamWStep *s)
 {
-    float m[BLOCK], v[BLOCK];
+    float room_m[BLOCK], room_v[BLOCK];
     DType dtype = moments->dtype;
     for (size_t i = 0; i < n; i += BLOCK) {
         size_t k = n - i < BLOCK ? n - i : BLOCK;
-        load(m, moments->m, dtype, i, k);
-        load(v, moments->v, dtype, i, k);
+        float *m = load(room_m, moments->m, dtype, i, k);
+        float *v = load(room_v, moments->v, dtype, i, k);
         update_block(p + i, g + i, m, v, k, decay ? s->weight_decay : 0, s);
         store(moments->m, m, dtype, i, k);
         store(moments->v, v, dtype, i, k);

@@ -2,7 +2,6 @@
 #include "backward.h"
 
 #include "maths.h"
-#include "sample.h"
 
 /* dx holds the gain, then g. */
 static void rmsnorm_row(float *dx, float *dw, const float *dy,
@@ -56,10 +55,9 @@ void silu_mul_backward(float *dg, float *du, const float *dh, const float *g,
  * p is too small for it. */
 double cross_entropy(float *logits, size_t n, size_t target, float factor)
 {
-    size_t best = argmax(logits, n);
-    double above = (double)logits[best] - (double)logits[target];
+    double above = (double)maximum(logits, n) - (double)logits[target];
     softmax(logits, logits, n);
-    double loss = above - log64((double)logits[best]);
+    double loss = above - log64((double)maximum(logits, n));
     logits[target] -= 1.0f;
     scale(logits, logits, factor, n);
     return loss;

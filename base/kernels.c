@@ -34,7 +34,7 @@ void rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, size_t T,
 
 /* A maximum is exact in any order. (Inlined, it keeps clang from making vector
  * code of the loop after it.) */
-NOINLINE static float greatest(const float *x, size_t n)
+NOINLINE float maximum(const float *x, size_t n)
 {
     float m[VW];
     V v = v_splat(x[0]);
@@ -50,7 +50,7 @@ NOINLINE static float greatest(const float *x, size_t n)
 
 void softmax(float *p, const float *s, size_t n)
 {
-    float m = greatest(s, n);
+    float m = maximum(s, n);
     for (size_t i = 0; i < n; i++)
         p[i] = exp32(s[i] - m);
     scale(p, p, 1.0f / sum(p, n), n);

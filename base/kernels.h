@@ -59,6 +59,7 @@ void matmul_t_plain(float *y, size_t ldy, const float *x, size_t ldx,
 
 float dot(const float *a, const float *b, size_t n);
 float sum(const float *a, size_t n);
+float maximum(const float *x, size_t n);          /* n >= 1 */
 
 /* y = (x·r)·w with r = 1/sqrt(dot(x,x)/n + eps), n = w->cols, for T rows;
  * y is not x. */

@@ -89,8 +89,9 @@ static void product(float *y, size_t ldy, const float *x, size_t ldx,
         Ahead ahead = ahead_of(w, r + DOT_WIDTH, DOT_WIDTH, 0, w->cols);
         for (size_t i = 0; i < width; i += VW)
             fill_columns(panel + i, w, r + i);
-        tiles_dot(y + r, ldy, (Factors){x, ldx, LANES}, T,
-                  (Slab){panel, w->cols / LANES, &ahead}, width);
+        Slab lanes = {(const unsigned char *)panel,
+                      DOT_WIDTH * sizeof *panel, w->cols / LANES, &ahead};
+        tiles_dot(y + r, ldy, (Factors){x, ldx, LANES}, T, lanes, width);
     }
 }
 

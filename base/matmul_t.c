@@ -11,6 +11,7 @@
 enum {
     SPAN = R * VW,           /* columns for one row of x; they share a factor */
     DEPTH = 128,             /* rows of w in a panel */
+    FEW = 72,                /* rows of y at most, to use F32 where it lies */
     BLOCK = 84 * ROWS        /* rows of y that go by all of w together */
 };
 
@@ -100,8 +101,13 @@ static void add_rows(float *y, size_t ldy, Factors x, size_t T,
         Ahead ahead = next < w->cols
             ? ahead_of(w, r, n, next, least(ADD_WIDTH, w->cols - next))
             : ahead_of(w, r + n, DEPTH, 0, least(ADD_WIDTH, w->cols));
-        fill_panel(panel, w, r, n, k, width);
-        tiles_add(y + k, ldy, x, T, (Slab){panel, n, &ahead}, width);
+        Slab rows = {at(w, r, k), w->stride * sizeof *panel, n, &ahead};
+        if (T > FEW || w->dtype != DT_F32 || width % VW != 0) {
+            fill_panel(panel, w, r, n, k, width);
+            rows.p = (const unsigned char *)panel;
+            rows.row = ADD_WIDTH * sizeof *panel;
+        }
+        tiles_add(y + k, ldy, x, T, rows, width);
     }
 }
 

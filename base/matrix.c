@@ -168,12 +168,14 @@ void matrix_decode(float *out, size_t step, DType type,
 
 void matrix_row(float *y, const Matrix *w, size_t r)
 {
-    float block[F8_BLOCK];
+    float padded[F8_BLOCK];
     for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
         size_t n = least(F8_BLOCK, w->cols - k);
-        matrix_decode(block, LANES, w->dtype, at(w, r, k), n);
+        float *to = n % LANES == 0 ? y + k : padded;
+        matrix_decode(to, LANES, w->dtype, at(w, r, k), n);
         if (w->scale != NULL)
-            scale(block, block, block_scale(w, r, k / F8_BLOCK), n);
-        memcpy(y + k, block, n * sizeof(float));
+            scale(to, to, block_scale(w, r, k / F8_BLOCK), n);
+        if (to == padded)
+            memcpy(y + k, padded, n * sizeof *y);
     }
 }

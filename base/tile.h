@@ -201,11 +201,11 @@ typedef struct {
     size_t row, step;
 } Factors;
 
-/* n rows of a panel, ADD_WIDTH or DOT_WIDTH floats each; what to prefetch
- * meanwhile. */
+/* n rows of floats, `row` bytes apart: a panel, ADD_WIDTH or DOT_WIDTH wide, or
+ * a matrix; what to prefetch meanwhile. */
 typedef struct {
-    const float *p;
-    size_t n;
+    const unsigned char *p;
+    size_t row, n;
     Ahead *ahead;
 } Slab;
 

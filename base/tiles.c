@@ -31,7 +31,7 @@
 #define PUT(r, t) v_store(OF_Y(r, t), c##r##t);
 #define TAKE_ROW(C, r) C(TAKE, r)
 #define PUT_ROW(C, r) C(PUT, r)
-#define LOAD_W(C, r) V w##r = v_load_once(w + (r) * VW);
+#define LOAD_W(C, r) V w##r = v_load_once(w + (r) * sizeof(V));
 #define FMA_W(t, r) c##r##t = v_fma(w##r, xt, c##r##t);
 #define STEP_X(EACH_OF, t)                                              \
     {                                                                   \
@@ -43,15 +43,16 @@
 #define ADD_TILE(name, EACH_OF, C)                                      \
     NOINLINE static void name(float *restrict y, size_t ldy,            \
                               const float *restrict x, size_t row,      \
-                              size_t step, const float *restrict w,     \
-                              size_t n)                                 \
+                              size_t step,                              \
+                              const unsigned char *restrict w,          \
+                              size_t w_row, size_t n)                   \
     {                                                                   \
         (void)row;                                                      \
         EACH_OF(TAKE_ROW, C)                                            \
         do {                                                            \
             EACH_OF(LOAD_W, C)                                          \
             C(STEP_X, EACH_OF)                                          \
-        } while (w += ADD_WIDTH, x += step, --n > 0);                       \
+        } while (w += w_row, x += step, --n > 0);                       \
         EACH_OF(PUT_ROW, C)                                             \
     }
 
@@ -70,7 +71,8 @@
 #define MERGE_ROW(C, r) C(MERGE, r)
 #define PARK_ROW(C, r) C(PARK, r)
 #define LOAD_PAIR(C, r) \
-    V w##r = v_load_once(w + (r) * VW), v##r = v_load_once(v + (r) * VW);
+    V w##r = v_load_once(w + (r) * sizeof(V));                          \
+    V v##r = v_load_once(v + (r) * sizeof(V));
 #define FMA_V(t, r) d##r##t = v_fma(v##r, xt, d##r##t);
 #define STEP_PAIR(EACH_OF, t)                                           \
     {                                                                   \
@@ -85,8 +87,9 @@
 #define DOT_TILE(name, EACH_OF, C)                                      \
     NOINLINE static void name(float *restrict y, size_t ldy,            \
                               const float *restrict from, size_t row,   \
-                              size_t step, const float *restrict panel, \
-                              size_t n)                                 \
+                              size_t step,                              \
+                              const unsigned char *restrict panel,      \
+                              size_t w_row, size_t n)                   \
     {                                                                   \
         ALIGNED float waiting[3 * ROWS * DOT_WIDTH];                    \
         float *parked = waiting;                                        \
@@ -94,15 +97,15 @@
         (void)row;                                                      \
         for (size_t i = 0;; i++) {                                      \
             const float *x = from + pair_order[i];                      \
-            const float *w = panel + pair_order[i] * n * DOT_WIDTH;     \
-            const float *v = w + LANES / 2 * n * DOT_WIDTH;             \
+            const unsigned char *w = panel + pair_order[i] * n * w_row; \
+            const unsigned char *v = w + LANES / 2 * n * w_row;         \
             size_t left = n;                                            \
             EACH_OF(CLEAR_ROW, C)                                       \
             do {                                                        \
                 EACH_OF(LOAD_PAIR, C)                                   \
                 C(STEP_PAIR, EACH_OF)                                   \
-                w += DOT_WIDTH;                                         \
-                v += DOT_WIDTH;                                         \
+                w += w_row;                                             \
+                v += w_row;                                             \
             } while (x += step, --left > 0);                            \
             EACH_OF(PAIR_ROW, C)                                        \
             for (size_t m = i; m % 2 == 1; m /= 2) {                    \
@@ -136,7 +139,8 @@ DOT_TILE(dot_thin2, EACH1, ROWS2)
 DOT_TILE(dot_thin1, EACH1, ROWS1)
 
 typedef void Tile(float *y, size_t ldy, const float *x, size_t row,
-                  size_t step, const float *w, size_t n);
+                  size_t step, const unsigned char *w, size_t w_row,
+                  size_t n);
 
 /* The tiles of one width. */
 typedef struct {
@@ -168,12 +172,12 @@ static void run(const Tiles *tiles, float *y, size_t ldy, Factors x, size_t T,
         prefetch_some(w.ahead, lines);
         prefetch_rows(y + ROWS * ldy, ldy, least(ROWS, T - ROWS),
                       tiles->columns);
-        tiles->of6(y, ldy, x.p, x.row, x.step, w.p, w.n);
+        tiles->of6(y, ldy, x.p, x.row, x.step, w.p, w.row, w.n);
     }
     for (; T >= 2; T -= 2, y += 2 * ldy, x.p += 2 * x.row)
-        tiles->of2(y, ldy, x.p, x.row, x.step, w.p, w.n);
+        tiles->of2(y, ldy, x.p, x.row, x.step, w.p, w.row, w.n);
     if (T > 0)
-        tiles->of1(y, ldy, x.p, x.row, x.step, w.p, w.n);
+        tiles->of1(y, ldy, x.p, x.row, x.step, w.p, w.row, w.n);
 }
 
 /* The same for `width` < VW columns of y. */
@@ -197,7 +201,7 @@ static void run_all(const Tiles *tiles, size_t n, float *y, size_t ldy,
 {
     for (size_t i = 0; i < n; i++)
         for (size_t m = tiles[i].columns; width >= m;
-             width -= m, y += m, w.p += m)
+             width -= m, y += m, w.p += m * sizeof *y)
             run(&tiles[i], y, ldy, x, T, w);
     if (width > 0)
         run_edge(&tiles[n - 1], y, ldy, x, T, w, width);
