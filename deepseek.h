@@ -942,6 +942,7 @@ typedef struct {
     size_t tokens, judged;    /* of them those that count: experts swapped by
                                  a narrow margin prove nothing */
     double nmse, bound;
+    double power;             /* golden's squares, of all tokens */
     size_t not_finite;        /* numbers that golden's are, in judged tokens */
     bool departs;
     bool picks;               /* topk_ids: nmse is the share of wrong tokens */

@@ -524,9 +524,16 @@ static void measure(const Judge *g, JudgedTensor *v, const Numbers *a,
     }
     v->nmse = error > 0 ? error / power : 0;
     v->departs = v->judged > 0 && !(v->nmse <= v->bound);
-    for (size_t i = 0; i < a->elements; i++)
+}
+
+/* Of all tokens, whether they count or not. */
+static void sketch_pair(JudgedTensor *v, const Numbers *a, const Numbers *b)
+{
+    for (size_t i = 0; i < a->elements; i++) {
+        v->power += isfinite(a->x[i]) ? a->x[i] * a->x[i] : 0;
         if (squared_distance(a->x[i], b->x[i]) > 0)
             sketch_add(&v->sketch, i, difference(a->x[i], b->x[i]));
+    }
 }
 
 /* Picked experts count as sets; a sketch has 1 for one that is new and -1 for
@@ -605,14 +612,14 @@ static void take_logarithms(Numbers *a, const Numbers *b, JudgedTensor *v)
     snprintf(v->layout, sizeof v->layout, "log-probabilities");
 }
 
-/* How far two logits may come closer: three deviations of a difference of two
- * errors at the bound. */
+/* How far two logits may come closer: six deviations of a difference of two
+ * errors at the bound, for some tokens have more than their share. */
 static double margin_at(const JudgedTensor *v, const Numbers *a)
 {
     double power = 0;
     for (size_t i = 0; i < a->elements; i++)
         power += a->x[i] * a->x[i] / (double)a->elements;
-    return 3 * sqrt(2 * v->bound * power);
+    return 6 * sqrt(2 * v->bound * power);
 }
 
 static void measure_logits(const Judge *g, JudgedTensor *v, const Numbers *a,
@@ -706,12 +713,13 @@ static int measure_pair(const Judge *g, JudgedTensor *v, Numbers *a,
     if (table && ends(v->name, ".gate.topk_weights")
         && align_weights(g, v, a, b) != 0)
         return -1;
-    if (table && ends(v->name, ".gate.choice"))
-        leave_swapped(g, a, b);
     if (ends(v->name, ".self_attn.scores"))
         leave_masked(a, b);
     if (table && is_logits(v->name))
         take_logarithms(a, b, v);
+    sketch_pair(v, a, b);
+    if (table && ends(v->name, ".gate.choice"))
+        leave_swapped(g, a, b);
     measure(g, v, a, b);
     if (table && is_logits(v->name))
         measure_logits(g, v, a, b);
