@@ -309,9 +309,9 @@ static double gap(const double *x, size_t n, size_t K)
 {
     double last = INFINITY, next = -INFINITY;
     for (size_t k = 0; k <= K && k < n; k++) {
-        size_t rank, i = 0;
+        size_t i = 0;
         for (; i < n; i++) { /* the number that k others are before */
-            rank = 0;
+            size_t rank = 0;
             for (size_t m = 0; m < n; m++)
                 rank += x[m] > x[i] || (!(x[m] < x[i]) && m < i);
             if (rank == k)

@@ -112,7 +112,7 @@ static size_t column(const Pair *p, const Layout *l, size_t j, size_t n,
 /* Their index of our element i. */
 static size_t place(const Pair *p, const Layout *l, size_t i, bool second)
 {
-    size_t index[MOST_AXES], at = 0;
+    size_t index[MOST_AXES] = {0}, at = 0;
     int n = p->ours->rank;
     for (int k = n - 1; k >= 0; k--) {
         index[k] = i % p->ours->shape[k];

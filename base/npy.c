@@ -220,7 +220,7 @@ static int read_header(Array *a)
  * sides lies at i_0 + n_0 (i_1 + n_1 (…)). */
 static size_t fortran_place(const StTensor *t, size_t i)
 {
-    size_t index[ST_MAX_RANK], at = 0;
+    size_t index[ST_MAX_RANK] = {0}, at = 0;
     for (int k = t->rank - 1; k >= 0; k--) {
         index[k] = i % t->shape[k];
         i /= t->shape[k];
