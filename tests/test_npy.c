@@ -187,30 +187,77 @@ static void headers(void **state)
 
 /* Every file that is a good one's beginning is refused, and every one with one
  * other byte is refused or read. */
-static void cut_and_changed(void **state)
+static void cut_and_change(const char *from, const char *to)
 {
     File whole;
     Error err;
     Safetensors st;
-    (void)state;
-    must(file_open(&whole, DATA "stored.npz", &err), &err);
+    must(file_open(&whole, from, &err), &err);
     unsigned char *copy = test_alloc(whole.size, 1);
     for (size_t n = 0; n < whole.size; n++) {
-        put_file(scratch("a.npz"), whole.data, n);
-        assert_int_equal(npy_open(&st, scratch("a.npz"), &err), -1);
+        put_file(to, whole.data, n);
+        assert_int_equal(npy_open(&st, to, &err), -1);
         assert_null(strchr(err.text, '\n'));
     }
     for (size_t i = 0; i < 8 * whole.size; i++) {
         memcpy(copy, whole.data, whole.size);
         copy[i / 8] = (unsigned char)(copy[i / 8] ^ 1u << i % 8);
-        put_file(scratch("a.npz"), copy, whole.size);
-        if (npy_open(&st, scratch("a.npz"), &err) == 0)
+        put_file(to, copy, whole.size);
+        if (npy_open(&st, to, &err) == 0)
             st_close(&st);
         else
             assert_null(strchr(err.text, '\n'));
     }
     file_close(&whole);
     free(copy);
+}
+
+static void cut_and_changed(void **state)
+{
+    (void)state;
+    cut_and_change(DATA "stored.npz", scratch("a.npz"));
+    cut_and_change(DATA "f4.npy", scratch("a.npy"));
+}
+
+/* stored.npz with its directory's first entry n times, and no other. */
+static void put_entry_again(const char *path, size_t n)
+{
+    File whole;
+    Error err;
+    unsigned char bytes[4096];
+    must(file_open(&whole, DATA "stored.npz", &err), &err);
+    const unsigned char *end = whole.data + whole.size - 22;
+    size_t start = end[16] | (size_t)end[17] << 8;
+    const unsigned char *entry = whole.data + start;
+    size_t length = (size_t)(46 + entry[28] + entry[30] + entry[32]);
+    size_t at = start;
+    assert_true(start + n * length + 22 <= sizeof bytes);
+    memcpy(bytes, whole.data, start);
+    for (size_t i = 0; i < n; i++, at += length)
+        memcpy(bytes + at, entry, length);
+    memcpy(bytes + at, end, 22);
+    bytes[at + 8] = bytes[at + 10] = (unsigned char)n;
+    bytes[at + 12] = (unsigned char)(n * length);
+    bytes[at + 13] = (unsigned char)(n * length >> 8);
+    put_file(path, bytes, at + 22);
+    file_close(&whole);
+}
+
+/* More than once, and so often that the file could not hold them all. */
+static void one_member_for_many(void **state)
+{
+    static const char *const wrong[] = {"is there twice", "overlaps others"};
+    char message[600];
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        Safetensors st;
+        Error err;
+        const char *path = scratch("a.npz");
+        put_entry_again(path, i == 0 ? 2 : 20);
+        snprintf(message, sizeof message, "%s: array model.layers.0: %s",
+                 path, wrong[i]);
+        must_fail(npy_open(&st, path, &err), &err, message);
+    }
 }
 
 static void a_checksum_counts(void **state)
@@ -240,6 +287,7 @@ int main(void)
         cmocka_unit_test(refused),
         cmocka_unit_test(headers),
         cmocka_unit_test(cut_and_changed),
+        cmocka_unit_test(one_member_for_many),
         cmocka_unit_test(a_checksum_counts),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
