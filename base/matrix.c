@@ -168,7 +168,7 @@ void matrix_decode(float *out, size_t step, DType type,
 
 void matrix_row(float *y, const Matrix *w, size_t r)
 {
-    float padded[F8_BLOCK];
+    float padded[F8_BLOCK] = {0};
     for (size_t k = 0; k < w->cols; k += F8_BLOCK) {
         size_t n = least(F8_BLOCK, w->cols - k);
         float *to = n % LANES == 0 ? y + k : padded;

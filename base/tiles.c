@@ -26,7 +26,7 @@
 
 /* c<r><t> is the sum of column vector r and row t; w<r> are a row of the
  * panel, xt a number of x. */
-#define OF_Y(r, t) (y + (t) * ldy + (r) * VW)
+#define OF_Y(r, t) (y + (t) * ldy + (size_t)(r) * VW)
 #define TAKE(r, t) V c##r##t = v_load(OF_Y(r, t));
 #define PUT(r, t) v_store(OF_Y(r, t), c##r##t);
 #define TAKE_ROW(C, r) C(TAKE, r)
@@ -59,7 +59,7 @@
 /* The same for every lane, with n rows of the panel and every sixteenth column
  * of x. Lanes l (c) and l + 8 (d, v) go together; what waits to be merged with
  * other pairs is parked, three tiles at most. */
-#define PARKED(r, t) (parked + ((t) * DOT_WIDE + (r)) * VW)
+#define PARKED(r, t) (parked + (size_t)((t) * DOT_WIDE + (r)) * VW)
 #define CLEAR(r, t) c##r##t = d##r##t = v_splat(0);
 #define PAIR(r, t) c##r##t = v_add(c##r##t, d##r##t);
 #define MERGE(r, t) c##r##t = v_add(v_load(PARKED(r, t)), c##r##t);
@@ -109,13 +109,13 @@
             } while (x += step, --left > 0);                            \
             EACH_OF(PAIR_ROW, C)                                        \
             for (size_t m = i; m % 2 == 1; m /= 2) {                    \
-                parked -= ROWS * DOT_WIDTH;                             \
+                parked -= (size_t)ROWS * DOT_WIDTH;                     \
                 EACH_OF(MERGE_ROW, C)                                   \
             }                                                           \
             if (i + 1 == LANES / 2)                                     \
                 break;                                                  \
             EACH_OF(PARK_ROW, C)                                        \
-            parked += ROWS * DOT_WIDTH;                                 \
+            parked += (size_t)ROWS * DOT_WIDTH;                         \
         }                                                               \
         EACH_OF(PUT_ROW, C)                                             \
     }
@@ -150,7 +150,7 @@ typedef struct {
 
 static const Tiles adding[] = {
     {ADD_WIDTH, add_wide6, add_wide2, add_wide1},
-    {2 * VW, add_half6, add_half2, add_half1},
+    {2 * (size_t)VW, add_half6, add_half2, add_half1},
     {VW, add_thin6, add_thin2, add_thin1}};
 static const Tiles dotting[] = {
     {DOT_WIDTH, dot_wide6, dot_wide2, dot_wide1},
