@@ -14,8 +14,8 @@
 # usage: tests/check_sanitizers.sh [asan|msan|memcheck...]
 set -u
 LEFT_OUT='test_cli test_malformed test_precision test_train_run test_maths
-test_deepseek test_json test_kernels test_mla test_model test_moe test_mtp
-test_pass test_pretoken test_train'
+test_deepseek test_golden test_json test_kernels test_mla test_model test_moe
+test_mtp test_pass test_pretoken test_train'
 root=build/sanitize
 flags='-g -O1 -fno-omit-frame-pointer'
 failed=0
