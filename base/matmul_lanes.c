@@ -8,7 +8,7 @@
 #include "tile.h"
 
 enum {
-    SHORT = 640,          /* columns at most: a panel lies in the L2 cache */
+    SHORT = 256,          /* columns at most: a panel lies in the L2 cache */
     MANY = 24,            /* rows of x at least, to be worth a panel */
     BLOCK = 84 * ROWS     /* rows of x that go by all of w together */
 };
