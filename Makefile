@@ -117,12 +117,15 @@ balance: $(PROGRAM) ## compare ways of balancing experts on TEXTS=a.txt
 tiny: $(PROGRAM) ## train a model like the shipped one on TEXTS="a.txt b.txt"
 	DEEPSEEK=$(abspath $(PROGRAM)) sh models/tiny/train.sh $(TINY) $(TEXTS)
 
-install: $(PROGRAM) ## program, manual page and completion under PREFIX
+install: $(PROGRAM) ## all that is of use without the sources under PREFIX
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
-	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	    $(DESTDIR)$(PREFIX)/share/deepseek
 	cp $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/deepseek
-	./$(PROGRAM) --man >$(DESTDIR)$(PREFIX)/share/man/man1/deepseek.1
-	./$(PROGRAM) --completion bash \
+	cp golden/bugs.txt $(DESTDIR)$(PREFIX)/share/deepseek/bugs.txt
+	$(abspath $(PROGRAM)) --man \
+	    >$(DESTDIR)$(PREFIX)/share/man/man1/deepseek.1
+	$(abspath $(PROGRAM)) --completion bash \
 	    >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/deepseek
 
 clean: ## remove what was built

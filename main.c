@@ -128,7 +128,9 @@ static const Option options[O_COUNT] = {
         "within the bounds of an engine that computes in this format "
         "(docs/golden.md)"},
     [O_BUGS] = {"--bugs", OPTION_TEXT, AT(bugs), "FILE", 0, 0,
-        "fingerprints of known bugs; default golden/bugs.txt, where it is"},
+        "fingerprints of known bugs; default: golden/bugs.txt of the current "
+        "directory, else of the program's, else what `make install` left in "
+        "share/deepseek"},
     [O_FINGERPRINT] = {"--fingerprint", OPTION_TEXT, AT(fingerprint), "NAME",
         0, 0, "print the lines of such a file for B, which has the bug NAME"},
     [O_JSON] = {"--json", OPTION_FLAG, AT(json), NULL, 0, 0,

@@ -279,7 +279,7 @@ static int parse_program(CommandLine *line, const Program *p, int argc,
 int options_parse(CommandLine *line, Arguments *values, const Program *program,
                   int argc, char **argv, Error *err)
 {
-    *line = (CommandLine){.operands = argv};
+    *line = (CommandLine){.program = argv[0], .operands = argv};
     if (argc < 2)
         return fail(err, "a command is wanted (%s --help lists them)",
                     program->name);

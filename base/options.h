@@ -69,6 +69,7 @@ typedef enum { LINE_RUN, LINE_HELP, LINE_MAN, LINE_BASH } LineAction;
 
 typedef struct {
     LineAction action;
+    const char *program;    /* argv[0] */
     const Command *command; /* NULL: none; of LINE_HELP: the program's */
     char **operands;
     size_t n_operands;

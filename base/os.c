@@ -40,6 +40,16 @@ bool os_is_terminal(FILE *stream)
     return isatty(fileno(stream)) == 1;
 }
 
+/* The program's path; false where there is no such link, or it was cut. */
+static bool find_program(char *path, size_t size)
+{
+    ssize_t n = readlink("/proc/self/exe", path, size);
+    if (n <= 0 || (size_t)n >= size)
+        return false;
+    path[n] = 0;
+    return true;
+}
+
 #else
 
 /* Processor time: near enough for one busy thread. */
@@ -59,7 +69,26 @@ bool os_is_terminal(FILE *stream)
     return false;
 }
 
+static bool find_program(char *path, size_t size)
+{
+    (void)path;
+    (void)size;
+    return false;
+}
+
 #endif
+
+bool os_program_dir(char *dir, size_t size, const char *name)
+{
+    if (!find_program(dir, size)
+        && snprintf(dir, size, "%s", name) >= (int)size)
+        return false;
+    char *slash = strrchr(dir, '/');
+    if (slash == NULL)
+        return false;
+    slash[1] = 0;
+    return true;
+}
 
 void progress_begin(Progress *p, const char *what)
 {

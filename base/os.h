@@ -9,6 +9,10 @@
 double os_seconds(void);      /* a monotonic clock */
 size_t os_peak_memory(void);  /* bytes, the greatest resident size so far */
 bool os_is_terminal(FILE *stream);
+/* The directory that this program lies in, with its last '/': as the system
+ * tells where it does (Linux), else as `name`, its argv[0], does. false: there
+ * is none, as of a name that a shell found in PATH, or it is too long. */
+bool os_program_dir(char *dir, size_t size, const char *name);
 
 /* One line on a terminal that overwrites itself: "what 37 %". Silent in the
  * first second, on anything that is no terminal, and if `what` is NULL. */

@@ -1,6 +1,8 @@
 /* judge.c: prints how a dump does against golden values. */
 #include "commands.h"
 
+#include "../base/os.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +12,8 @@ typedef struct {
     const char *path;       /* of the dump */
     const char *rule;
     Judgement judgement;
-    const char *bugs;       /* the file; NULL: there is none */
+    const char *bugs;       /* the file of known ones; NULL: there is none */
+    char found[4200];       /* its path, where no --bugs gives one */
     bool known;             /* it has some of this pack */
     Text out;
 } Report;
@@ -105,10 +108,11 @@ static void add_bugs(Report *r)
     const Judgement *j = &r->judgement;
     if (j->departed == 0)
         return;
-    if (r->bugs == NULL || !r->known)
-        text_printf(&r->out, "no bug is named: %s\n",
-                    r->bugs ? "the file of known ones has none of this pack"
-                            : "no golden/bugs.txt here, see --bugs");
+    if (!r->known)
+        text_printf(&r->out, "no bug is named: %s%s\n",
+                    r->bugs ? r->bugs : "no golden/bugs.txt is found",
+                    r->bugs ? " has no fingerprints of this pack"
+                            : ", see --bugs");
     else if (j->n_bugs == 0)
         text_printf(&r->out, "it is none of the known bugs\n");
     for (size_t i = 0; i < j->n_bugs; i++)
@@ -203,11 +207,28 @@ static void add_json(Report *r)
 
 /* The whole -------------------------------------------------------------- */
 
+static bool is_there(Report *r, const char *dir, const char *name)
+{
+    snprintf(r->found, sizeof r->found, "%s%s", dir, name);
+    r->bugs = path_exists(r->found) ? r->found : NULL;
+    return r->bugs != NULL;
+}
+
+/* Here, beside the program, or where `make install` puts it. */
+static bool find_file(Report *r, const char *program)
+{
+    char dir[4096];
+    return is_there(r, "", "golden/bugs.txt")
+           || (os_program_dir(dir, sizeof dir, program)
+               && (is_there(r, dir, "golden/bugs.txt")
+                   || is_there(r, dir, "../share/deepseek/bugs.txt")));
+}
+
 static int find_bugs(Report *r, const Arguments *a, Error *err)
 {
-    r->bugs = a->bugs != NULL ? a->bugs
-              : path_exists("golden/bugs.txt") ? "golden/bugs.txt" : NULL;
-    if (r->bugs == NULL || r->judgement.departed == 0)
+    r->bugs = a->bugs;
+    if (r->judgement.departed == 0
+        || (r->bugs == NULL && !find_file(r, a->line.program)))
         return 0;
     return bugs_find(&r->judgement, r->bugs, &r->known, err);
 }

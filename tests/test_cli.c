@@ -676,8 +676,6 @@ static void a_dump_is_judged(void **state)
     assert_int_equal(last.status, 1);
     assert_non_null(strstr(last.out, "\nfirst to depart: model.embed_tokens, "
                            "nmse "));
-    assert_non_null(strstr(last.out, "\nno bug is named: no golden/bugs.txt "
-                           "here, see --bugs\n"));
     assert_non_null(strstr(last.err, "deepseek: c.st departs by fp8 in "));
     assert_non_null(strstr(last.err, "tensors, first in model.embed_tokens"));
     run("diff a.st c.st --rule fp32 --json");
@@ -704,10 +702,45 @@ static void a_bug_is_named(void **state)
     run("diff a.st c.st --rule fp32 --bugs bugs.txt");
     assert_non_null(strstr(last.out, "\nit is none of the known bugs\n"));
     run("diff c.st a.st --rule fp32 --bugs bugs.txt");
-    assert_non_null(strstr(last.out, "\nno bug is named: the file of known "
-                           "ones has none of this pack\n"));
+    assert_non_null(strstr(last.out, "\nno bug is named: bugs.txt has no "
+                           "fingerprints of this pack\n"));
     run("diff c.st a.st --rule fp32 --bugs a.st");
     assert_non_null(strstr(last.err, "a.st: line 1: wanted 'bug NAME HASH'"));
+}
+
+/* A copy of the program, so that there is nothing beside it but what a step
+ * puts there; without --bugs nothing is said of a file that is nowhere. */
+static void known_bugs_are_found(void **state)
+{
+    static const struct {
+        const char *put, *told;
+    } steps[] = {
+        {"mkdir -p p/bin p/share/deepseek golden p/bin/golden && "
+         "cp deepseek p/bin", "no bug is named: no golden/bugs.txt is found"},
+        {"cp installed p/share/deepseek/bugs.txt", "likely bug: installed "},
+        {"cp beside p/bin/golden/bugs.txt", "likely bug: beside "},
+        {"cp here golden/bugs.txt", "likely bug: here "},
+    };
+    static const char *const names[] = {"installed", "beside", "here", "told"};
+    (void)state;
+    done("trace m --ids 9,8,7,6,5 -o a.st --force");
+    done("trace m --ids 9,8,7,6,4 -o c.st --force");
+    for (size_t i = 0; i < 4; i++) {
+        char words[64];
+        snprintf(words, sizeof words, "diff a.st c.st --fingerprint %s",
+                 names[i]);
+        done(words);
+        temp_write(names[i], last.out, strlen(last.out));
+    }
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(shell(steps[i].put), 0);
+        shell("p/bin/deepseek diff a.st c.st --rule fp32 >out");
+        read_text("out", last.out, sizeof last.out);
+        assert_non_null(strstr(last.out, steps[i].told));
+    }
+    run("diff a.st c.st --rule fp32 --bugs told");
+    assert_non_null(strstr(last.out, "\nlikely bug: told "));
+    assert_int_equal(shell("rm -r golden"), 0);
 }
 
 static void init_repeats_itself(void **state)
@@ -812,6 +845,7 @@ int main(void)
         cmocka_unit_test(differences_are_told),
         cmocka_unit_test(a_dump_is_judged),
         cmocka_unit_test(a_bug_is_named),
+        cmocka_unit_test(known_bugs_are_found),
         cmocka_unit_test(init_repeats_itself),
         cmocka_unit_test(every_dtype_runs),
         cmocka_unit_test(fp8_accumulation),

@@ -131,11 +131,27 @@ static void test_progress_terminal(void **state)
     close(master);
 }
 
+/* What the system tells does not fit in few bytes: then the name counts. */
+static void test_program_dir(void **state)
+{
+    (void)state;
+    char dir[4096], path[4200];
+    if (os_program_dir(dir, sizeof dir, "test_os")) {
+        snprintf(path, sizeof path, "%stest_os", dir);
+        assert_int_equal(access(path, X_OK), 0);
+    }
+    assert_true(os_program_dir(dir, 4, "x/y"));
+    assert_string_equal(dir, "x/");
+    assert_false(os_program_dir(dir, 4, "y"));
+    assert_false(os_program_dir(dir, 4, "x/yz"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_seconds),
         cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_program_dir),
         cmocka_unit_test(test_progress_file),
         cmocka_unit_test(test_progress_terminal),
     };
