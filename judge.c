@@ -165,16 +165,18 @@ static size_t columns_of(const StTensor *t)
 
 /* The columns of part k, the parts lying side by side: *x is cut to them. */
 static int cut_part(const Judge *g, const StTensor *golden, size_t row, int k,
-                    Numbers *x)
+                    const char *from, Numbers *x)
 {
     const char *const *parts = other_names[row].parts;
     const StTensor *other = find_with(g->golden, golden->name, parts[k],
                                       parts[1 - k]);
     size_t own = columns_of(golden);
     size_t both = own + (other != NULL ? columns_of(other) : 0);
-    if (other == NULL || x->rank < 1 || x->shape[x->rank - 1] != both)
-        return fail(g->err, "%s: %.200s: wanted rows of %zu, found other ones",
-                    g->theirs->paths[0], golden->name, both);
+    size_t found = x->rank < 1 ? 1 : x->shape[x->rank - 1];
+    if (other == NULL || found != both)
+        return fail(g->err, "%s: %.200s: wanted rows of %zu, of which %.200s "
+                    "is a part, found rows of %zu", g->theirs->paths[0], from,
+                    both, golden->name, found);
     return numbers_columns(x, k == 0 ? 0 : both - own, own, g->err);
 }
 
@@ -195,7 +197,8 @@ static int fetch_renamed(const Judge *g, const StTensor *golden, Numbers *x,
             if (numbers_open(x, t, 0, t->elements, t->rank, g->err) != 0)
                 return -1;
             return other_names[i].parts[1] == NULL
-                   || cut_part(g, golden, i, k, x) == 0 ? 1 : -1;
+                   || cut_part(g, golden, i, k, t->name, x) == 0
+                           ? 1 : -1;
         }
     return 0;
 }
@@ -250,7 +253,8 @@ static int refuse_shape(const Judge *g, const StTensor *golden,
     add_shape(&text, t);
     fail(g->err, "%s: %.200s: wanted the shape %s%s", g->theirs->paths[0],
          from, text.text ? text.text : "of golden's",
-         is_logits(golden->name) ? ": another vocabulary or prompt" : "");
+         is_logits(golden->name) ? ": another vocabulary or prompt"
+         : strcmp(golden->name, "ids") == 0 ? ": another prompt" : "");
     text_free(&text);
     return -1;
 }
@@ -328,7 +332,7 @@ static double gap(const double *x, size_t n, size_t K)
 static bool has_id(const double *ids, size_t K, double id)
 {
     for (size_t k = 0; k < K; k++)
-        if (!(ids[k] < id) && !(ids[k] > id))
+        if (ids[k] <= id && ids[k] >= id)
             return true;
     return false;
 }
@@ -497,15 +501,25 @@ static double difference(double a, double b)
     return (isfinite(b) ? b : -1) - (isfinite(a) ? a : -1);
 }
 
+/* Numbers that are none, or infinite where golden's are not: but another choice
+ * of groups may mask others. */
+static size_t count_wrong(const double *a, const double *b, size_t n,
+                          bool counted)
+{
+    size_t wrong = 0;
+    for (size_t i = 0; i < n; i++)
+        wrong += isnan(b[i]) || (counted && isfinite(a[i]) && isinf(b[i]));
+    return wrong;
+}
+
 /* The sums of a row's squares. */
-static void add_row(JudgedTensor *v, double *error, double *power,
-                    const double *a, const double *b, size_t n)
+static void add_row(double *error, double *power, const double *a,
+                    const double *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         double d = squared_distance(a[i], b[i]);
         *error += d;
         *power += isfinite(a[i]) ? a[i] * a[i] : 0;
-        v->not_finite += isfinite(a[i]) && !isfinite(b[i]);
     }
 }
 
@@ -517,13 +531,16 @@ static void measure(const Judge *g, JudgedTensor *v, const Numbers *a,
     double error = 0, power = 0;
     v->tokens = rows;
     for (size_t t = 0; t < rows; t++) {
-        if (!counts(g, v->name, t))
+        const double *x = a->x + t * n, *y = b->x + t * n;
+        bool counted = counts(g, v->name, t);
+        v->not_finite += count_wrong(x, y, n, counted);
+        if (!counted)
             continue;
         v->judged++;
-        add_row(v, &error, &power, a->x + t * n, b->x + t * n, n);
+        add_row(&error, &power, x, y, n);
     }
-    v->nmse = error > 0 ? error / power : 0;
-    v->departs = v->judged > 0 && !(v->nmse <= v->bound);
+    v->nmse = v->not_finite > 0 ? INFINITY : error > 0 ? error / power : 0;
+    v->departs = !(v->nmse <= v->bound);
 }
 
 /* Of all tokens, whether they count or not. */
@@ -547,6 +564,7 @@ static void measure_picks(const Judge *g, JudgedTensor *v, const Numbers *a,
     v->bound = 0;
     for (size_t t = 0; t < rows; t++) {
         const double *x = a->x + t * K, *y = b->x + t * K;
+        v->not_finite += count_wrong(x, y, K, true);
         for (size_t k = 0; k < K; k++) {
             if (!has_id(y, K, x[k]) && x[k] >= 0 && x[k] < 65536)
                 sketch_add(&v->sketch, t << 16 | (uint64_t)x[k], -1);
@@ -559,7 +577,7 @@ static void measure_picks(const Judge *g, JudgedTensor *v, const Numbers *a,
         wrong += !same_ids(x, y, K);
     }
     v->nmse = v->judged ? (double)wrong / (double)v->judged : 0;
-    v->departs = wrong > 0;
+    v->departs = wrong + v->not_finite > 0;
 }
 
 /* Logits ----------------------------------------------------------------- */
@@ -597,12 +615,13 @@ static size_t greatest(const double *x, size_t n)
 static void take_logarithms(Numbers *a, const Numbers *b, JudgedTensor *v)
 {
     size_t rows = a->shape[0], n = a->elements / rows;
-    double theirs = 0, ours = 0;
+    double ours = 0;
     for (size_t t = 0; t < rows; t++) {
-        theirs = fmax(theirs, fabs(log_sum_exp(b->x + t * n, n)));
+        if (!(fabs(log_sum_exp(b->x + t * n, n)) < 0.05))
+            return;
         ours = fmax(ours, fabs(log_sum_exp(a->x + t * n, n)));
     }
-    if (!(theirs < 0.05) || ours < 0.5)
+    if (ours < 0.5)
         return;
     for (size_t t = 0; t < rows; t++) {
         double sum = log_sum_exp(a->x + t * n, n);
@@ -690,7 +709,7 @@ static void leave_swapped(const Judge *g, Numbers *a, Numbers *b)
     size_t n = a->elements / a->shape[0];
     for (size_t i = 0; i < a->elements && g->j->first == NULL; i++)
         if (i / n < g->tokens && g->swapped[i / n]
-            && isinf(a->x[i]) != (b->x[i] <= -65504))
+            && isinf(a->x[i]) != (b->x[i] <= -65504) && !isnan(b->x[i]))
             b->x[i] = a->x[i];
 }
 
@@ -805,10 +824,10 @@ static int check_unknown(Judge *g)
         }
     if (g->j->n > 0)
         return 0;
-    return fail(g->err, "%s: wanted tensors of %s, found none of them%s%.200s",
+    return fail(g->err, "%s: wanted tensors of %s, found %.200s%s",
                 st->paths[0], g->golden->paths[0],
-                g->j->unknown ? " but " : "",
-                g->j->unknown ? g->j->unknown : "");
+                g->j->unknown ? g->j->unknown : "none of them",
+                g->j->unknown ? ", which is none of them" : "");
 }
 
 /* Tokens are the rows of the embedding, or of the logits; the tail is the width

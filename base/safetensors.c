@@ -302,8 +302,8 @@ static int header_length(const File *file, const char *path, size_t *length,
     for (int i = 7; i >= 0; i--)
         n = n << 8 | file->data[i];
     if (n > ST_MAX_HEADER)
-        return fail(err, "%s: header length: wanted at most %d, found %" PRIu64,
-                    path, ST_MAX_HEADER, n);
+        return fail(err, "%s: header length: wanted at most %d, found %" PRIu64
+                    ": no safetensors file", path, ST_MAX_HEADER, n);
     if (n > file->size - 8)
         return fail(err, "%s: the header wants %" PRIu64 " bytes, but the file "
                     "holds only %zu", path, n, file->size - 8);

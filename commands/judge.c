@@ -75,9 +75,21 @@ static void add_layouts(Report *r)
     }
 }
 
+/* NULL: there is none. */
+static const JudgedTensor *first_not_finite(const Judgement *j)
+{
+    for (size_t i = 0; i < j->n; i++)
+        if (j->tensors[i].not_finite > 0)
+            return &j->tensors[i];
+    return NULL;
+}
+
 static void add_remarks(Report *r)
 {
     const Judgement *j = &r->judgement;
+    if (first_not_finite(j) != NULL)
+        text_printf(&r->out, "%zu numbers of %s are NaN or infinite\n",
+                    first_not_finite(j)->not_finite, first_not_finite(j)->name);
     if (j->n_unknown)
         text_printf(&r->out, "%zu of the dump's tensors are none of golden's,"
                     " %s first\n", j->n_unknown, j->unknown);
@@ -246,6 +258,16 @@ static int print_report(Report *r, const Arguments *a, Error *err)
     return print_text(&r->out, err);
 }
 
+/* A word, as bugs_find reads it. */
+static int check_name(const char *name, Error *err)
+{
+    size_t n = strlen(name), most = sizeof ((Judgement *)0)->bugs->name - 1;
+    if (n > 0 && n <= most && strcspn(name, " \n") == n)
+        return 0;
+    return fail(err, "--fingerprint wants a word of at most %zu bytes, not "
+                "'%.100s'", most, name);
+}
+
 int diff_judged(const Arguments *a, const Safetensors *golden,
                 const Safetensors *theirs, Error *err)
 {
@@ -253,13 +275,15 @@ int diff_judged(const Arguments *a, const Safetensors *golden,
     JudgeRule rule = a->rule > 0 ? (JudgeRule)(a->rule - 1) : RULE_FP32;
     Report r = {.path = a->line.operands[1], .rule = names[rule]};
     const Judgement *j = &r.judgement;
-    if (judge_dump(&r.judgement, golden, theirs, rule, err) != 0)
+    if ((a->fingerprint != NULL && check_name(a->fingerprint, err) != 0)
+        || judge_dump(&r.judgement, golden, theirs, rule, err) != 0)
         return -1;
     int status = print_report(&r, a, err);
     if (status == 0 && a->fingerprint == NULL && j->departed > 0)
         status = fail(err, "%s departs by %s in %zu of %zu tensors, first in "
-                      "%.200s", r.path, r.rule, j->departed, j->n,
-                      j->first->name);
+                      "%.200s%s", r.path, r.rule, j->departed, j->n,
+                      j->first->name, first_not_finite(j) != NULL
+                      ? "; some numbers are NaN or infinite" : "");
     text_free(&r.out);
     judge_close(&r.judgement);
     return status;

@@ -689,6 +689,9 @@ static void a_bug_is_named(void **state)
     done("trace m --ids 9,8,7,6,5 -o a.st --force");
     done("trace m --ids 9,8,7,6,4 -o c.st --force");
     assert_string_equal(done("diff a.st a.st --fingerprint none"), "");
+    run("diff a.st c.st --fingerprint 'two words'");
+    complains("--fingerprint", 1, "--fingerprint wants a word of at most 63 "
+              "bytes, not 'two words'");
     FILE *bugs = fopen("bugs.txt", "w");
     assert_non_null(bugs);
     fputs(done("diff a.st c.st --fingerprint other-id"), bugs);

@@ -414,6 +414,50 @@ static void not_a_number(void **state)
     end(&c);
 }
 
+/* Nothing lets it pass: not that it is equal to no id and greater than none,
+ * nor that other experts were picked for the token, nor a mask. */
+static void not_a_number_anywhere(void **state)
+{
+    static const struct {
+        const char *name;
+        size_t at;
+    } places[] = {
+        {"model.layers.1.mlp.gate.topk_ids", 2 * K + 1},
+        {"model.layers.1.mlp.gate.choice", 3 * N + 2},
+        {"model.layers.1", 3 * D},
+        {"model.layers.2", 4 * D},
+    };
+    Error err;
+    (void)state;
+    for (size_t i = 0; i < 4; i++) {
+        Case c;
+        begin(&c);
+        find(&c.theirs, places[0].name)->x[3 * K + 1] = 2;
+        find(&c.theirs, places[1].name)->x[3 * N + 2] = 0.701f;
+        find(&c.theirs, places[i].name)->dtype = DT_F32;
+        find(&c.theirs, places[i].name)->x[places[i].at] = NAN;
+        must(judged(&c, RULE_BF16, &err), &err);
+        assert_non_null(c.j.first);
+        assert_string_equal(c.j.first->name, places[i].name);
+        assert_int_equal(c.j.first->not_finite, 1);
+        end(&c);
+    }
+}
+
+static void no_logits_at_all(void **state)
+{
+    Case c;
+    Error err;
+    (void)state;
+    begin(&c);
+    for (size_t i = 0; i < T * V; i++)
+        find(&c.theirs, "logits")->x[i] = NAN;
+    must(judged(&c, RULE_FP32, &err), &err);
+    assert_string_equal(c.j.first->layout, "");
+    assert_int_equal(c.j.first->not_finite, T * V);
+    end(&c);
+}
+
 /* KL by hand: rows of two different logits ln 3, 0 and 0, 0 among -inf. */
 static void divergence_by_hand(void **state)
 {
@@ -492,7 +536,7 @@ static void refused(void **state)
     begin(&c);
     find(&c.theirs, "ids")->shape[0] = 5;
     find(&c.theirs, "ids")->n = 5;
-    must_refuse(&c, "ids: wanted the shape (6), found (5)");
+    must_refuse(&c, "ids: wanted the shape (6), found (5): another prompt");
     begin(&c);
     find(&c.theirs, "logits")->shape[1] = 5;
     find(&c.theirs, "logits")->n = T * 5;
@@ -503,15 +547,16 @@ static void refused(void **state)
         drop(&c.theirs, c.theirs.items[0].name);
     snprintf(c.theirs.items[0].name, 8, "output");
     char text[700];
-    snprintf(text, sizeof text, "wanted tensors of %s, found none of them but "
-             "output", scratch("golden.safetensors"));
+    snprintf(text, sizeof text, "wanted tensors of %s, found output, which is "
+             "none of them", scratch("golden.safetensors"));
     must_refuse(&c, text);
     begin(&c);
     drop(&c.theirs, "model.layers.0.mlp.gate_proj");
     drop(&c.theirs, "model.layers.0.mlp.up_proj");
     add_item(&c.theirs, "model.layers.0.mlp.gate_up_proj", 2, T, 7, 0);
-    must_refuse(&c, "model.layers.0.mlp.gate_proj: wanted rows of 6, found "
-                "other ones");
+    must_refuse(&c, "model.layers.0.mlp.gate_up_proj: wanted rows of 6, of "
+                "which model.layers.0.mlp.gate_proj is a part, found rows of "
+                "7");
 }
 
 int main(void)
@@ -532,6 +577,8 @@ int main(void)
         cmocka_unit_test(bf16_values),
         cmocka_unit_test(first_and_worst),
         cmocka_unit_test(not_a_number),
+        cmocka_unit_test(not_a_number_anywhere),
+        cmocka_unit_test(no_logits_at_all),
         cmocka_unit_test(divergence_by_hand),
         cmocka_unit_test(narrow_picks),
         cmocka_unit_test(wide_picks),

@@ -85,14 +85,17 @@ static const Case safetensors[] = {
     {"bad/model.safetensors: wanted 8 bytes of header length, found 2",
      FILE_IS("tiny", "model.safetensors", "{}")},
     {"bad/model.safetensors: header length: wanted at most 100000000, found "
-     "18446744073709551615",
+     "18446744073709551615: "
+     "no safetensors file",
      FILE_IS("tiny", "model.safetensors", "\xff\xff\xff\xff\xff\xff\xff"
      "\xff{}")},
     {"bad/model.safetensors: header length: wanted at most 100000000, found "
-     "5789751444030890300",
+     "5789751444030890300: "
+     "no safetensors file",
      FILE_IS("tiny", "model.safetensors", "<!DOCTYPE html><p>Not found")},
     {"bad/model.safetensors: header length: wanted at most 100000000, found "
-     "2336927755350992246",
+     "2336927755350992246: "
+     "no safetensors file",
      FILE_IS("tiny", "model.safetensors", "version https://git-lfs.github."
      "com/spec/v1")},
     {"bad: wanted model.safetensors or model.safetensors.index.json, found "
@@ -782,7 +785,8 @@ static const Case arguments[] = {
     {"data/models/k3-v3/model.safetensors: line 1, column 1: wanted a value, "
      "found byte 0x08", RUN("info data/models/k3-v3/model.safetensors")},
     {"data/tiny/config.json: header length: wanted at most 100000000, found "
-     "7310596055662332539",
+     "7310596055662332539: "
+     "no safetensors file",
      RUN("diff data/tiny/config.json data/tiny/config.json")},
     {"empty: wanted model.safetensors or model.safetensors.index.json, found "
      "neither", RUN("diff tiny empty")},

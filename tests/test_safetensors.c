@@ -222,13 +222,16 @@ static void test_refused_lengths(void **state)
         {"\1\0\0\0\0\0\0\0{}", 10, "line 1, column 2: wanted a key in "
                                    "quotes, found the end"},
         {"\1\341\365\5\0\0\0\0{}", 10,
-         "header length: wanted at most 100000000, found 100000001"},
+         "header length: wanted at most 100000000, found 100000001: "
+         "no safetensors file"},
         {"\377\377\377\377\377\377\377\377{}", 10,
          "header length: wanted at most 100000000, found "
-         "18446744073709551615"},
+         "18446744073709551615: "
+         "no safetensors file"},
         {"{\"a\": 1}, no safetensors", 24,
          "header length: wanted at most 100000000, found "
-         "9021026962656797307"},
+         "9021026962656797307: "
+         "no safetensors file"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char message[200];
