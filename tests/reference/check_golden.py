@@ -3,7 +3,8 @@
 Makes K13-v2 and K13-v3 and takes their step with learn.py: transformers'
 classes, autograd, the losses as the papers have them, torch.optim.AdamW, in
 float64. Losses by part, loads, gradients, weights and biases after the step
-must have an NMSE of at most 1e-9. Drafts, by one module and by two, in every
+must have an NMSE of at most 1e-9; and again with both sequences padded, by
+positions that attention sees and nothing counts. Drafts, by one module and by two, in every
 reading, are those of mtp.py, which computes all anew for each.
 
     python check_golden.py ./deepseek
@@ -50,9 +51,9 @@ def with_biases(learner, weights):
     return out
 
 
-def of_torch(path, s, ids):
+def of_torch(path, s, ids, pad):
     learner = learn.Learner(path, torch.float64, s['balance'],
-                            mtp_lambda=s['mtp_lambda'])
+                            mtp_lambda=s['mtp_lambda'], pad=pad)
     training = learn.Training(learner, s)
     if s['adamw']['decay_all']:
         for group in training.optimiser.param_groups:
@@ -79,17 +80,18 @@ def nmse(ours, theirs):
     return off / norm if norm else off
 
 
-def check(path, reading):
+def check(path, reading, pad=0):
     golden = os.path.join(path, 'golden')
     got = load_file(os.path.join(
         golden, (reading or 'golden') + '.safetensors'))
     s = read_settings(os.path.join(golden, 'train.json'), reading)
-    want = of_torch(path, s, got.pop('ids').astype(np.int64))
+    want = of_torch(path, s, got.pop('ids').astype(np.int64), pad)
     if want.keys() != got.keys():
         sys.exit(f'{path}: {want.keys() ^ got.keys()}')
     far = {name: nmse(got[name], np.asarray(want[name])) for name in want}
     worst = max(far, key=far.get)
-    print(f'{os.path.basename(path):8}{reading:26}{len(far):4} values, worst '
+    what = f'{pad} positions of padding' if pad else reading
+    print(f'{os.path.basename(path):8}{what:26}{len(far):4} values, worst '
           f'{far[worst]:.1e} {worst}')
     return far[worst] <= LIMIT
 
@@ -126,6 +128,7 @@ def main(program):
             path = os.path.join(tmp, pack)
             subprocess.run([program, 'golden', pack, '-o', path], check=True)
             good &= all([check(path, reading) for reading in readings])
+            good &= check(path, '', pad=9)
     return 0 if good else 1
 
 

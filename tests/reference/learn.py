@@ -50,12 +50,12 @@ def deeper(path, out, c, weights, missing):
 class Learner:
     """A model that learns. Its parameters by the names of a checkpoint, but
     for experts, which transformers keeps in one tensor: `gradients` divides
-    it again."""
+    it again. pad: positions behind each sequence that count nowhere."""
 
     def __init__(self, path, dtype, balance=(), mtp_lambda=0.3,
-                 implementation='eager', capacity=0):
+                 implementation='eager', capacity=0, pad=0):
         self.c, self.dtype = forward.read_config(path), dtype
-        self.capacity = capacity
+        self.capacity, self.pad = capacity, pad
         self.balance = dict(NONE, **dict(balance))
         self.mtp_lambda = mtp_lambda
         weights = forward.read_weights(path)
@@ -91,7 +91,7 @@ class Learner:
         def hook(layer):
             def keep(_module, _args, out):
                 logits, weights, ids = out
-                self.gates[layer] = logits, ids
+                self.gates[layer] = self.counted(logits), self.counted(ids)
                 if self.capacity:
                     weights = weights * self.kept(layer)
                 return logits, weights, ids
@@ -99,6 +99,12 @@ class Learner:
         for name, module in self.model.named_modules():
             if name.endswith('.gate'):
                 module.register_forward_hook(hook(int(name.split('.')[2])))
+
+    def counted(self, x):
+        """x (B tokens, ...) without the positions behind each sequence."""
+        if not self.pad:
+            return x
+        return x.unflatten(0, (self.sequences, -1))[:, :-self.pad].flatten(0, 1)
 
     def gate(self, layer):
         return self.model.model.layers[layer].mlp.gate
@@ -120,13 +126,15 @@ class Learner:
         """batch (B, T+1) -> main, mtp (D), balance (4): means over B."""
         ids = torch.tensor(np.asarray(batch, np.int64))
         rows, w = ids.shape[1] - 1, self.shared()
+        self.sequences = len(ids)
+        inputs = torch.nn.functional.pad(ids[:, :rows], (0, self.pad))
         with self.terms():
-            h = self.model.model(ids[:, :rows], use_cache=False)
+            h = self.model.model(inputs, use_cache=False)
             h = h.last_hidden_state
-            main = self.cross_entropy(h, ids[:, 1:]) / rows
-            each = [self.cross_entropy(x, ids[:, k + 1:]) / rows
+            main = self.cross_entropy(h[:, :rows], ids[:, 1:]) / rows
+            each = [self.cross_entropy(x[:, :rows - k], ids[:, k + 1:]) / rows
                     for k, x in enumerate(mtp.torch_states(
-                        self.model, w, self.c, ids[:, :rows], h), 1)]
+                        self.model, w, self.c, inputs, h), 1)]
             balance = [self.balance_losses(layer, len(ids)) for layer in
                        layers_with_experts(self.c)]
         zero = main.new_zeros(4)
