@@ -943,8 +943,8 @@ typedef struct {
                                  a narrow margin prove nothing */
     double nmse, bound;
     double power;             /* golden's squares, of all tokens */
-    size_t not_finite;        /* NaN of any token, and what is infinite where
-                                 golden's is not, of judged tokens */
+    size_t not_finite;        /* NaN, and what is infinite where golden's is
+                                 not and nothing is masked; of all tokens */
     bool departs;
     bool picks;               /* topk_ids: nmse is the share of wrong tokens */
     bool logits;              /* then: */
