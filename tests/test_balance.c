@@ -198,6 +198,34 @@ static void test_by_hand(void **state)
     assert_true(loss[BALANCE_SEQUENCE] == loss[BALANCE_EXPERT]);
 }
 
+/* V2 (30) as this program reads it, the devices of a token's picks, and as the
+ * M devices that it was limited to, which are had as one pick of each. Of 6
+ * experts on 3 devices K = 2 are picked from M = 2 devices. By the maximum of
+ * their scores all four tokens are limited to devices 0 and 1, and all but the
+ * second pick both experts of one of them. P'' = (15, 12, 5)/32; the first
+ * reading has f'' = (9, 6, 0)/8, the second (12, 12, 0)/8. */
+static void test_what_is_sent(void **state)
+{
+    (void)state;
+    static const float scores[] = {
+        0.375f, 0.3125f, 0.125f, 0.0625f, 0.09375f, 0.03125f,
+        0.375f, 0.0625f, 0.3125f, 0.125f, 0.09375f, 0.03125f,
+        0.125f, 0.0625f, 0.375f, 0.3125f, 0.09375f, 0.03125f,
+        0.3125f, 0.25f, 0.03125f, 0.15625f, 0.125f, 0.125f};
+    static const int32_t picks[] = {0, 1, 0, 2, 2, 3, 0, 1};
+    static const int32_t limits[] = {0, 2, 0, 2, 0, 2, 0, 2};
+    Routes r = {6, 2, 1, 4, scores, picks};
+    Balance b = {.alpha = {[BALANCE_COMMUNICATION] = 1}, .devices = 3,
+                 .device_limit = 2};
+    double picked[BALANCE_LOSSES] = {0}, limited[BALANCE_LOSSES] = {0};
+    double work[WORK * 6];
+    balance_losses(picked, NULL, &r, &b, 1, work);
+    r.topk_ids = limits;
+    balance_losses(limited, NULL, &r, &b, 1, work);
+    assert_true(picked[BALANCE_COMMUNICATION] == (9 * 15 + 6 * 12) / 256.0);
+    assert_true(limited[BALANCE_COMMUNICATION] == 12 * (15 + 12) / 256.0);
+}
+
 /* With an even load every f is 1, and the loss its coefficient; f'' is 1 where
  * every token uses exactly M devices. */
 static void test_even_load(void **state)
@@ -710,6 +738,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_equations),
         cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_what_is_sent),
         cmocka_unit_test(test_even_load),
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_gradients_add),

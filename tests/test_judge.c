@@ -444,6 +444,20 @@ static void not_a_number_anywhere(void **state)
     }
 }
 
+/* Where other experts are masked, the choice departs, and all is a number. */
+static void masked_elsewhere(void **state)
+{
+    Case c;
+    Error err;
+    (void)state;
+    begin(&c);
+    find(&c.theirs, "model.layers.1.mlp.gate.choice")->x[2] = -INFINITY;
+    must(judged(&c, RULE_BF16, &err), &err);
+    assert_string_equal(c.j.first->name, "model.layers.1.mlp.gate.choice");
+    assert_int_equal(c.j.first->not_finite, 0);
+    end(&c);
+}
+
 static void no_logits_at_all(void **state)
 {
     Case c;
@@ -578,6 +592,7 @@ int main(void)
         cmocka_unit_test(first_and_worst),
         cmocka_unit_test(not_a_number),
         cmocka_unit_test(not_a_number_anywhere),
+        cmocka_unit_test(masked_elsewhere),
         cmocka_unit_test(no_logits_at_all),
         cmocka_unit_test(divergence_by_hand),
         cmocka_unit_test(narrow_picks),
