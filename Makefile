@@ -83,7 +83,7 @@ $(CHECKS): test
 golden: $(PROGRAM) ## make the golden packs, compare with golden/
 	DEEPSEEK=$(abspath $(PROGRAM)) sh tests/golden.sh $(BUILD)/golden
 
-mutants: ## make each known mistake; which golden packs show it? 6 minutes
+mutants: ## make each known mistake; which golden packs show it? 10 minutes
 	nice -n 10 sh tests/mutants.sh $(BUILD)/mutants
 
 engines: $(PROGRAM) ## run other engines on the packs, those that PYTHON has

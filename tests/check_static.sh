@@ -69,7 +69,14 @@ unused() {
         "$root/unused.list"
 }
 
-# The lines that tests/mutants/table.txt changes are in their files, once.
+# How golden/bugs.txt calls a pack.
+golden_hash() {
+    sed -n 's,^ *"golden/golden.safetensors": .*"sha256": "\(.\{16\}\).*,\1,p' \
+        "$1"
+}
+
+# The lines that tests/mutants/table.txt changes are in their files, once; and
+# the fingerprints of what they do are of the packs as these are now.
 mutants() {
     table=tests/mutants/table.txt
     awk '/^= / { name = $2 } /^file: / { print name, $2 }' $table |
@@ -79,6 +86,11 @@ mutants() {
         done >"$root/mutants.log"
     echo '^$' | report "search for mutants that have lost their lines" \
         "$root/mutants.log"
+    for manifest in golden/*.json; do
+        grep -q "^bug .* $(golden_hash "$manifest")\$" golden/bugs.txt ||
+            echo "$manifest: golden/bugs.txt has no fingerprints of this pack"
+    done >"$root/bugs.log"
+    echo '^$' | report "search for packs without fingerprints" "$root/bugs.log"
 }
 
 # Not asked for: knownConditionTrueFalse, since it takes enum constants for 0;

@@ -19,7 +19,7 @@ import tempfile
 
 from safetensors.numpy import load_file, save_file
 
-PACKS = ['K2', 'K3', 'K7', 'K9', 'K10', 'K12']
+PACKS = ['K2', 'K3', 'K7', 'K9', 'K10']
 # What stands inside a function of a Hugging Face class, or after its sum.
 INSIDE = re.compile(r'\.(query|q_pe|k_pe|scores|probs|z|attn_residual|choice|'
                     r'group_scores)$|rotary_emb|\.mlp\.gate\.scores$')
