@@ -15,7 +15,8 @@
 #        in build/engines (sh tests/engines/install.sh build/engines)
 # ENGINES, PACKS, OPTIONS: some of them; what engines.py takes besides
 # TEXTS  what `make tiny` and `make balance` learn from
-# TINY   where the first puts tokenizer, data, run
+# TINY   where the first puts tokenizer, data, runs
+# LIKE   the model that it makes one like
 
 BUILD   = build
 PROGRAM = deepseek
@@ -25,6 +26,7 @@ FUZZ    = 20
 PYTHON ?= python3
 TINY    = $(BUILD)/tiny
 TEXTS   =
+LIKE    = models/stories-v3
 
 # The flags of its argument, if the compiler takes them without a word.
 accepts = $(shell mkdir -p $(BUILD) && echo 'int probe;' >$(BUILD)/probe.c && \
@@ -115,7 +117,7 @@ balance: $(PROGRAM) ## compare ways of balancing experts on TEXTS=a.txt
 	    sh bench/balance.sh $(TEXTS)
 
 tiny: $(PROGRAM) ## train a model like the shipped one on TEXTS="a.txt b.txt"
-	DEEPSEEK=$(abspath $(PROGRAM)) sh models/tiny/train.sh $(TINY) $(TEXTS)
+	DEEPSEEK=$(abspath $(PROGRAM)) sh models/train.sh $(LIKE) $(TINY) $(TEXTS)
 
 install: $(PROGRAM) ## all that is of use without the sources under PREFIX
 	mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \

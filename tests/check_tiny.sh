@@ -12,16 +12,16 @@ fail() {
     exit 1
 }
 
-# Trains for so many tokens.
+# Trains a model like $1 into $2, for so many tokens first and last.
 tiny() {
-    HELD_OUT=2 SET="total_tokens=$1 sequence_length=32 batch_size=2
-        micro_batch=2 warmup_steps=2 log_every=1 eval_every=2
-        checkpoint_every=2" \
-        sh models/tiny/train.sh "$dir/out" "$dir/a.txt" "$dir/b.txt" \
-        >"$dir/said" 2>&1 || fail "failed"
+    HELD_OUT=2 LAST=$dir/b.txt FIRST_TOKENS=$3 LAST_TOKENS=$4 SET="
+        sequence_length=32 batch_size=2 micro_batch=2 warmup_steps=2
+        log_every=1 eval_every=2 checkpoint_every=2" \
+        sh models/train.sh "models/$1" "$dir/$2" "$dir/a.txt" "$dir/b.txt" \
+        "$dir/b.txt" >"$dir/said" 2>&1 || fail "failed"
 }
 
-if sh models/tiny/train.sh "$dir/out" >"$dir/said" 2>&1 ||
+if sh models/train.sh models/stories-v3 "$dir/out" >"$dir/said" 2>&1 ||
     ! grep -q '^wanted texts' "$dir/said"; then
     fail "took no text for one"
 fi
@@ -30,12 +30,21 @@ for i in 1 2 3 4 5 6; do
     echo '<|endoftext|>'
 done >"$dir/a.txt"
 cp "$dir/a.txt" "$dir/b.txt"
-tiny 128
-tiny 256
-for name in run.svg run/log.jsonl run/step-00000004/model.safetensors; do
+tiny stories-v3 out 128 128
+tiny stories-v3 out 256 256
+for name in first.svg last.svg last/log.jsonl \
+    last/step-00000004/model.safetensors; do
     [ -s "$dir/out/$name" ] || fail "no $name"
 done
-[ "$(grep -c eval_loss "$dir/out/run/log.jsonl")" = 2 ] || fail "no evaluation"
-"$DEEPSEEK" generate "$dir/out/run/step-00000004" -p Once -n 4 --draft 1 \
+for run in first last; do
+    [ "$(grep -c eval_loss "$dir/out/$run/log.jsonl")" = 2 ] ||
+        fail "no evaluation in $run"
+done
+"$DEEPSEEK" generate "$dir/out/last/step-00000004" -p Once -n 4 --draft 1 \
     >"$dir/said" 2>&1 || fail "does not generate"
-echo "make tiny: a model from two texts, stopped and gone on with"
+
+export TOKENIZER=models/stories
+tiny stories v2 128 128
+cmp -s "$dir/v2/last/step-00000002/tokenizer.json" \
+    models/stories/tokenizer.json || fail "took another tokenizer"
+echo "make tiny: models from two texts, stopped and gone on with"
