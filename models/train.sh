@@ -1,23 +1,24 @@
 #!/bin/sh
 # train.sh: from texts to a model like the ones beside this: tokenizer, data,
-# two runs of training, a picture of each. `make tiny` calls it.
+# three runs of training, a picture of each. `make tiny` calls it.
 #
-# first.json trains at a constant rate on all texts; last.json goes on from
-# these weights at a rate that falls to zero, on the texts that the model is to
-# sound like. A step whose result is there is left out; training goes on where
-# it was stopped. So the same command again goes on, whatever ended it.
+# first.json trains at a constant rate on all texts; decay.json goes on from
+# these weights at a rate that falls, on texts that may be others; long.json
+# brings it to zero with rows as long as the model's context. A step whose
+# result is there is left out, a run that was stopped goes on: so the same
+# command again goes on, whatever ended it.
 # usage: models/train.sh LIKE OUT TEXT...
-#   LIKE       a directory with config.json, first.json, last.json
-#   OUT        a directory: tokenizer/, first.bin, last.bin, held-out.bin,
-#              first/, last/, first.svg, last.svg
+#   LIKE       a directory with config.json and a JSON file for each run
+#   OUT        a directory: tokenizer/, first.bin, decay.bin, held-out.bin;
+#              first/, decay/, long/, and .svg of each
 #   TEXT       a text named twice is learnt from twice
-#   LAST       the texts of the last run, else all
+#   DECAY      the texts of the second and third run, else all
 #   DEEPSEEK   the program, else ./deepseek
 #   TOKENIZER  a directory whose tokenizer is taken, else one is trained
 #   HELD_OUT   documents at the end of each text that are kept for evaluation,
 #              else 20; FILE=N: of that text alone
-#   SET        settings other than in both files: "seed=2 batch_size=2"
-#   FIRST_TOKENS, LAST_TOKENS  the tokens of a run, if other than there
+#   SET        settings other than in all three files: "seed=2 log_every=1"
+#   TOKENS     of each run, if other than there: "2e6 1e6 1e5"
 set -eu
 DEEPSEEK=${DEEPSEEK:-./deepseek}
 held_out=${HELD_OUT:-20}
@@ -30,7 +31,7 @@ like=$1
 out=$2
 shift 2
 mkdir -p "$out"
-LAST=${LAST:-$*}
+DECAY=${DECAY:-$*}
 each=$(printf '%s\n' "$@" | awk '!seen[$0]++')
 
 # Files are the words of lists from here on: names without blanks.
@@ -42,13 +43,15 @@ prepare() {
             --held-out "$held_out"
 }
 
-# A run: its name, its tokens if not the file's, whatever else is to be said.
+# A run: its name, its data, the one before, its place in TOKENS.
 train() {
     run=$1
-    tokens=$2
-    shift 2
+    data=$2
+    from=${3:+$(find "$out/$3" -name 'step-*[0-9]' | sort | tail -1)}
+    tokens=$(echo "${TOKENS:-}" | awk -v run="$4" '{ print $run }')
     set -- "$out/tokenizer/config.json" "$like/$run.json" -o "$out/$run" \
-        --set data="$out/$run.bin" --set eval_data="$out/held-out.bin" "$@"
+        --set data="$out/$data" --set eval_data="$out/held-out.bin" \
+        ${from:+--from "$from"}
     for setting in ${SET:-} ${tokens:+total_tokens=$tokens}; do
         set -- "$@" --set "$setting"
     done
@@ -67,10 +70,10 @@ if [ ! -e "$out/tokenizer" ]; then
     fi
 fi
 prepare first.bin "$@"
-prepare last.bin $LAST
+prepare decay.bin $DECAY
 prepare held-out.bin $each --only-held-out
 
 cp "$like/config.json" "$out/tokenizer/config.json"
-train first "${FIRST_TOKENS:-}"
-train last "${LAST_TOKENS:-}" \
-    --from "$(find "$out/first" -name 'step-*[0-9]' | sort | tail -1)"
+train first first.bin '' 1
+train decay decay.bin first 2
+train long decay.bin decay 3

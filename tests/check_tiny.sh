@@ -12,9 +12,9 @@ fail() {
     exit 1
 }
 
-# Trains a model like $1 into $2, for so many tokens first and last.
+# Trains a model like $1 into $2, for so many tokens a run.
 tiny() {
-    HELD_OUT=2 LAST=$dir/b.txt FIRST_TOKENS=$3 LAST_TOKENS=$4 SET="
+    HELD_OUT=2 DECAY=$dir/b.txt TOKENS="$3" SET="
         sequence_length=32 batch_size=2 micro_batch=2 warmup_steps=2
         log_every=1 eval_every=2 checkpoint_every=2" \
         sh models/train.sh "models/$1" "$dir/$2" "$dir/a.txt" "$dir/b.txt" \
@@ -30,21 +30,21 @@ for i in 1 2 3 4 5 6; do
     echo '<|endoftext|>'
 done >"$dir/a.txt"
 cp "$dir/a.txt" "$dir/b.txt"
-tiny stories-v3 out 128 128
-tiny stories-v3 out 256 256
-for name in first.svg last.svg last/log.jsonl \
-    last/step-00000004/model.safetensors; do
+tiny stories-v3 out "128 128 128"
+tiny stories-v3 out "256 256 256"
+for name in first.svg decay.svg long.svg long/log.jsonl \
+    long/step-00000004/model.safetensors; do
     [ -s "$dir/out/$name" ] || fail "no $name"
 done
-for run in first last; do
+for run in first decay long; do
     [ "$(grep -c eval_loss "$dir/out/$run/log.jsonl")" = 2 ] ||
         fail "no evaluation in $run"
 done
-"$DEEPSEEK" generate "$dir/out/last/step-00000004" -p Once -n 4 --draft 1 \
+"$DEEPSEEK" generate "$dir/out/long/step-00000004" -p Once -n 4 --draft 1 \
     >"$dir/said" 2>&1 || fail "does not generate"
 
 export TOKENIZER=models/stories
-tiny stories v2 128 128
-cmp -s "$dir/v2/last/step-00000002/tokenizer.json" \
+tiny stories v2 "128 128 128"
+cmp -s "$dir/v2/long/step-00000002/tokenizer.json" \
     models/stories/tokenizer.json || fail "took another tokenizer"
 echo "make tiny: models from two texts, stopped and gone on with"
