@@ -649,6 +649,8 @@ static void mix(float *y, const float *x, const MoeWeights *w,
     if (drop)
         drop_tokens(a->dropped, &r, drop->exempt, drop->capacity,
                     drop->devices, drop->work);
+    else if (a->dropped)         /* what an earlier pass has dropped */
+        memset(a->dropped, 0, n * r.K * sizeof *a->dropped);
     moe_experts(y, x, w, c, n, a);
 }
 

@@ -3,8 +3,9 @@
  * All that a training run needs to know besides the model's config. One table
  * lists the settings with their place in a file, their range and what an
  * absent one means; reading, setting one on the command line and writing walk
- * it. Where the papers give a value, it is the default; what has none in the
- * table must be given.
+ * it. Where the papers give a value, it is the default, but balancing and
+ * dropping, which they do in several ways, are off; what has none in the table
+ * must be given.
  *
  * A key is a name, or two with a dot where the second is in an object of the
  * first. Keys that begin with two slashes are comments. An unknown key is
@@ -660,10 +661,9 @@ static int check_balance(const TrainSettings *s, const Config *c,
     if (M > D)
         return fail(err, "%s: balance.device_limit: wanted at most %zu "
                     "devices, found %zu", where, D, M);
-    if (s->capacity_factor > 0
-        && (double)s->micro_batch * (double)s->sequence_length
-                   * (double)c->num_experts_per_tok >= 0x1p32)
-        return fail(err, "%s: micro_batch: wanted fewer than 2^32 picks, "
+    if ((double)s->micro_batch * (double)s->sequence_length
+            * (double)c->num_experts_per_tok >= 0x1p31)
+        return fail(err, "%s: micro_batch: wanted fewer than 2^31 picks, "
                     "found more", where);
     if (is_on(&s->gamma) && c->topk_method != TOPK_NOAUX_TC)
         return fail(err, "%s: balance.gamma: wanted 0, for only topk_method "

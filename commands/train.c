@@ -40,6 +40,7 @@ typedef struct {
     StepReport report;         /* of the last step */
     double logged;             /* when the last line was */
     double start;              /* when the first step began */
+    Text where;                /* what the settings are called in errors */
     uint64_t first, saved;     /* tokens then; the last checkpoint's step */
 } Training;
 
@@ -179,17 +180,18 @@ static int read_settings(Training *r, Error *err)
     Text data = {0};
     if (settings_read(&r->settings, path, err) != 0)
         return -1;
+    text_printf(&r->where, "%s%s", path, a->set.n > 0 ? " with --set" : "");
     int status = 0;
     for (size_t i = 0; i < a->set.n && status == 0; i++)
         status = settings_set(&r->settings, a->set.text[i], err);
     text_printf(&data, "data=%s", a->ids_file != NULL ? a->ids_file : "");
-    if (data.failed)
+    if (data.failed || r->where.failed)
         status = fail(err, "%s: out of memory", path);
     if (status == 0 && a->ids_file != NULL)
         status = settings_set(&r->settings, data.text, err);
     text_free(&data);
     return status != 0 ? -1
-         : settings_check(&r->settings, &r->config, path, err);
+         : settings_check(&r->settings, &r->config, r->where.text, err);
 }
 
 static int open_training(Training *r, Error *err)
@@ -209,6 +211,7 @@ static void close_training(Training *r)
     source_close(&r->source);
     source_close(&r->eval);
     settings_free(&r->settings);
+    text_free(&r->where);
 }
 
 /* The weights of a model that has the config of the line. */
@@ -287,13 +290,19 @@ static int check_ids_of(const Source *s, uint64_t hash, const char *dir,
                 "tokenizer's", s->path, dir);
 }
 
-/* That the tokenizer in this directory made the data, if it has one. */
+/* That one tokenizer made the data: that in this directory, if it has one. */
 static int check_tokenizer(const Training *r, const char *dir, Error *err)
 {
+    const Data *eval = &r->eval.data, *data = &r->source.data;
     uint64_t hash;
     int has = dir_has(dir, "tokenizer.json", err);
-    if (has <= 0)
-        return has;
+    if (has < 0)
+        return -1;
+    if (has == 0)
+        return eval->path == NULL || data->path == NULL
+               || eval->info.tokenizer_hash == data->info.tokenizer_hash ? 0
+             : fail(err, "%s: wanted ids by the tokenizer of %s, found "
+                    "another's", eval->path, data->path);
     return tokenizer_hash(dir, &hash, err) != 0
            || check_ids_of(&r->source, hash, dir, err) != 0
            || check_ids_of(&r->eval, hash, dir, err) != 0 ? -1 : 0;
@@ -317,11 +326,22 @@ static int draw(Training *r, Error *err)
     return status;
 }
 
+/* A mark that what lies in RUN is this program's, from before all else until
+ * there is a checkpoint; then it goes with whatever is called *.tmp. */
+#define MARK "begun.tmp"
+
+static int write_mark(const Training *r, const char *path, Error *err)
+{
+    (void)r;
+    return file_write(path, true, "", 0, err);
+}
+
 /* train.json, config.json, tokenizer, step-00000000. */
 static int write_run(Training *r, Error *err)
 {
     const char *run = r->a->output;
     if (make_dir(run, err) != 0
+        || write_in_run(r, MARK, write_mark, err) != 0
         || write_in_run(r, "train.json", write_settings, err) != 0
         || write_in_run(r, "config.json", write_config, err) != 0
         || write_texts(r, err) != 0
@@ -363,8 +383,7 @@ static int check_run(const Training *r, Error *err)
         && config_same(&r->config, r->a->line.operands[0], &config, run, err)
            == 0
         && settings_read(&was, path, err) == 0) {
-        status = settings_same(&r->settings, r->a->line.operands[1], &was,
-                               path, err);
+        status = settings_same(&r->settings, r->where.text, &was, path, err);
         settings_free(&was);
     }
     free(path);
@@ -377,15 +396,15 @@ static int refuse_name(void *run, const char *name, Error *err)
     if (n >= 4 && strcmp(name + n - 4, ".tmp") == 0)
         return 0;
     return fail(err, "%s: wanted the directory of a run, found %s and no "
-                "train.json", (const char *)run, name);
+                "checkpoint", (const char *)run, name);
 }
 
-/* A run that was killed before its first checkpoint begins anew. It has
- * written train.json first; whatever else is there is somebody else's. */
+/* A run that was killed before its first checkpoint begins anew; without the
+ * mark, what is there is somebody else's. */
 static int begin_again(Training *r, Error *err)
 {
     const char *run = r->a->output;
-    int has = dir_has(run, "train.json", err);
+    int has = dir_has(run, MARK, err);
     if (has == 0)
         has = dir_each(run, refuse_name, (void *)(uintptr_t)run, err);
     return has < 0 ? -1 : write_run(r, err);

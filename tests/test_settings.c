@@ -563,9 +563,7 @@ static void test_fit(void **state)
     must_not_pass(&s, &lite, "x: balance.gamma: wanted 0, for only "
                   "topk_method noaux_tc has a bias");
     set(&s, "micro_batch=16000000");
-    must_pass(&s, &c);
-    set(&s, "token_dropping.capacity_factor=1");
-    must_not_pass(&s, &c, "x: micro_batch: wanted fewer than 2^32 picks, "
+    must_not_pass(&s, &c, "x: micro_batch: wanted fewer than 2^31 picks, "
                   "found more");
     settings_free(&s);
 }

@@ -339,13 +339,15 @@ static const Case cases[] = {
     {"rm -r b", TRAIN "b --resume",
      "b: wanted the directory of a run, found none"},
     {"rm -r b/*; echo x >b/notes", TRAIN "b --resume", "b: wanted the "
-     "directory of a run, found notes and no train.json"},
+     "directory of a run, found notes and no checkpoint"},
+    {"rm -r b/*; cp t.json b/train.json", TRAIN "b --resume", "b: wanted the "
+     "directory of a run, found train.json and no checkpoint"},
     {"", TRAIN "b --force", "--force: no run is overwritten; give another -o,"
      " or --resume"},
-    {"", TRAIN "b --resume --set adamw.beta2=0.9", "t.json: adamw.beta2: "
-     "wanted 0.95, as b/train.json has, found 0.9"},
-    {"", TRAIN "b --resume --set batch_size=8", "t.json: batch_size: wanted 4,"
-     " as b/train.json has, found 8"},
+    {"", TRAIN "b --resume --set adamw.beta2=0.9", "t.json with --set: "
+     "adamw.beta2: wanted 0.95, as b/train.json has, found 0.9"},
+    {"", TRAIN "b --resume --set batch_size=8", "t.json with --set: "
+     "batch_size: wanted 4, as b/train.json has, found 8"},
     {"", TRAIN "b --resume --set data=e.bin", STATE ": was trained on other "
      "data than e.bin"},
     {"", TRAIN "c --set data=s.bin", "s.bin: wanted ids by c/tokenizer.json, "
@@ -481,10 +483,12 @@ static void back_to_the_one_before(void **state)
 static void killed_at_the_start(void **state)
 {
     static const char *const left[] = {
-        "mkdir b", "mkdir b; echo x >b/train.json.12-0.tmp",
-        "mkdir b; cp r/train.json r/config.json b",
-        "mkdir -p b/init.tmp; cp r/*.json b; cp r/config.json b/init.tmp",
-        "mkdir b; cp r/*.json b; cp -R r/step-00000009 b/step-00000000.tmp"};
+        "mkdir b", "mkdir b; echo x >b/begun.tmp.12-0.tmp",
+        "mkdir b; : >b/begun.tmp; cp r/train.json r/config.json b",
+        "mkdir -p b/init.tmp; : >b/begun.tmp; cp r/*.json b; "
+        "cp r/config.json b/init.tmp",
+        "mkdir b; : >b/begun.tmp; cp r/*.json b; "
+        "cp -R r/step-00000009 b/step-00000000.tmp"};
     (void)state;
     for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
         shell("rm -rf b");
