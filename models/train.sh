@@ -32,15 +32,22 @@ out=$2
 shift 2
 mkdir -p "$out"
 DECAY=${DECAY:-$*}
-each=$(printf '%s\n' "$@" | awk '!seen[$0]++')
-
 # Files are the words of lists from here on: names without blanks.
+each=$(printf '%s\n' "$@" $DECAY | awk '!seen[$0]++')
+
 prepare() {
     data=$1
     shift
     [ -e "$out/$data" ] ||
-        "$DEEPSEEK" prepare "$out/tokenizer" "$@" -o "$out/$data" \
-            --held-out "$held_out"
+        "$DEEPSEEK" prepare "$out/tokenizer" "$@" -o "$out/$data"
+}
+
+# --held-out, unless it names a text that is none of these.
+keeping() {
+    case $held_out in
+    *=*) printf '%s\n' "$@" | grep -Fqx -e "${held_out%=*}" || return 0 ;;
+    esac
+    echo "--held-out $held_out"
 }
 
 # A run: its name, its data, the one before, its place in TOKENS.
@@ -57,21 +64,22 @@ train() {
     done
     [ ! -e "$out/$run" ] || set -- "$@" --resume
     "$DEEPSEEK" train "$@"
-    "$DEEPSEEK" plot "$out/$run" -o "$out/$run.svg" --force
+    "$DEEPSEEK" plot "$out/$run" -o "$out/$run.svg" --force || : # too short
 }
 
 if [ ! -e "$out/tokenizer" ]; then
     if [ -n "${TOKENIZER:-}" ]; then
-        mkdir "$out/tokenizer"
+        mkdir -p "$out/tokenizer.tmp"
         cp "$TOKENIZER/tokenizer.json" "$TOKENIZER/tokenizer_config.json" \
-            "$out/tokenizer"
+            "$out/tokenizer.tmp"
+        mv "$out/tokenizer.tmp" "$out/tokenizer"
     else
         "$DEEPSEEK" train-tokenizer $each -o "$out/tokenizer" --vocab 4096
     fi
 fi
-prepare first.bin "$@"
-prepare decay.bin $DECAY
-prepare held-out.bin $each --only-held-out
+prepare held-out.bin $each --held-out "$held_out" --only-held-out
+prepare first.bin "$@" $(keeping "$@")
+prepare decay.bin $DECAY $(keeping $DECAY)
 
 cp "$like/config.json" "$out/tokenizer/config.json"
 train first first.bin '' 1

@@ -354,6 +354,9 @@ static const Case cases[] = {
      "found another tokenizer's"},
     {"", TRAIN "c --set eval_data=s.bin", "s.bin: wanted ids by "
      "c/tokenizer.json, found another tokenizer's"},
+    {"mkdir bare && cp data/tiny/config.json bare", "train bare/config.json "
+     "t.json -o c --set eval_data=s.bin", "s.bin: wanted ids by the tokenizer "
+     "of t.bin, found another's"},
     {"", TRAIN "b --resume --set eval_data=s.bin", "s.bin: wanted ids by "
      "b/tokenizer.json, found another tokenizer's"},
     {"", "train data/tiny/config.json t.json --dump-grads g --set data=s.bin "
