@@ -3,8 +3,8 @@
 # three runs of training, a picture of each. `make tiny` calls it.
 #
 # first.json trains at a constant rate on all texts; decay.json goes on from
-# these weights at a rate that falls, on texts that may be others; long.json
-# brings it to zero with rows as long as the model's context. A step whose
+# these weights at a rate that falls to zero, on texts that may be others;
+# long.json teaches them rows as long as the model's context. A step whose
 # result is there is left out, a run that was stopped goes on: so the same
 # command again goes on, whatever ended it.
 # usage: models/train.sh LIKE OUT TEXT...
