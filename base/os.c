@@ -12,6 +12,8 @@
 
 #ifdef HAVE_POSIX
 
+#include <errno.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -38,6 +40,13 @@ size_t os_peak_memory(void)
 bool os_is_terminal(FILE *stream)
 {
     return isatty(fileno(stream)) == 1;
+}
+
+bool os_lock(FILE *file)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    return fcntl(fileno(file), F_SETLK, &lock) == 0
+           || (errno != EACCES && errno != EAGAIN);
 }
 
 /* The program's path; false where there is no such link, or it was cut. */
@@ -67,6 +76,12 @@ bool os_is_terminal(FILE *stream)
 {
     (void)stream;
     return false;
+}
+
+bool os_lock(FILE *file)
+{
+    (void)file;
+    return true;
 }
 
 static bool find_program(char *path, size_t size)

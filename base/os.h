@@ -9,6 +9,9 @@
 double os_seconds(void);      /* a monotonic clock */
 size_t os_peak_memory(void);  /* bytes, the greatest resident size so far */
 bool os_is_terminal(FILE *stream);
+/* Keeps other processes from locking this file until it is closed; false if
+ * one has locked it. Where the system has no locks, always true. */
+bool os_lock(FILE *file);
 /* The directory that this program lies in, with its last '/': as the system
  * tells where it does (Linux), else as `name`, its argv[0], does. false: there
  * is none, as of a name that a shell found in PATH, or it is too long. */

@@ -12,6 +12,7 @@
 #include "../base/hash.h"
 #include "../base/os.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,7 @@ typedef struct {
     double logged;             /* when the last line was */
     double start;              /* when the first step began */
     Text where;                /* what the settings are called in errors */
+    FILE *lock;                /* RUN/lock, while this process trains it */
     uint64_t first, saved;     /* tokens then; the last checkpoint's step */
 } Training;
 
@@ -171,6 +173,27 @@ static void source_close(Source *s)
     file_close(&s->lines);
 }
 
+/* That no other process trains this run. */
+static int lock(Training *r, Error *err)
+{
+    char *path = path_join(r->a->output, "lock", err);
+    if (path == NULL)
+        return -1;
+    FILE *file = fopen(path, "ab");
+    int status = 0;
+    if (file == NULL)
+        status = fail(err, "%s: cannot open: %s", path, strerror(errno));
+    else if (!os_lock(file))
+        status = fail(err, "%s: wanted a run that nobody trains, found "
+                      "another process at it", r->a->output);
+    free(path);
+    if (status == 0)
+        r->lock = file;
+    else if (file != NULL)
+        fclose(file);
+    return status;
+}
+
 /* Config and settings ------------------------------------------------------ */
 
 static int read_settings(Training *r, Error *err)
@@ -204,8 +227,22 @@ static int open_training(Training *r, Error *err)
     return open_sources(r, err);
 }
 
+/* RUN/lock of a process that was killed is nobody's any more. */
+static void unlock(Training *r)
+{
+    Error err;
+    if (r->lock == NULL)
+        return;
+    char *path = path_join(r->a->output, "lock", &err);
+    if (path != NULL)
+        remove(path);
+    free(path);
+    fclose(r->lock);
+}
+
 static void close_training(Training *r)
 {
+    unlock(r);
     train_close(&r->trainer);
     log_close(&r->log);
     source_close(&r->source);
@@ -342,6 +379,7 @@ static int write_run(Training *r, Error *err)
     const char *run = r->a->output;
     if (make_dir(run, err) != 0
         || write_in_run(r, MARK, write_mark, err) != 0
+        || lock(r, err) != 0
         || write_in_run(r, "train.json", write_settings, err) != 0
         || write_in_run(r, "config.json", write_config, err) != 0
         || write_texts(r, err) != 0
@@ -421,7 +459,9 @@ static int resume(Training *r, Error *err)
         return -1;
     bool any = dir != NULL;
     free(dir);
-    return any ? check_run(r, err) : begin_again(r, err);
+    if (any)
+        return lock(r, err) != 0 ? -1 : check_run(r, err);
+    return begin_again(r, err);
 }
 
 /* Opens the trainer where the latest checkpoint is. Then RUN gets what may

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include "../base/os.h"
 #include "../base/random.h"
 
 #define TRAIN "train data/tiny/config.json t.json -o "
@@ -316,7 +317,7 @@ static void interrupted_twice(void **state)
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
     assert_true(exists("j/step-00000000"));
-    assert_int_equal(temp_count("j"), 7);
+    assert_int_equal(temp_count("j"), 8); /* with the lock */
 }
 
 /* Refused ------------------------------------------------------------------ */
@@ -515,6 +516,23 @@ static void what_lies_about(void **state)
     same_runs("r", "b");
 }
 
+/* One process a run. What a killed one has left locks nothing. */
+static void another_process(void **state)
+{
+    (void)state;
+    shell("rm -rf b && cp -R r b && : >b/lock");
+    FILE *f = fopen("b/lock", "r+b");
+    assert_non_null(f);
+    assert_true(os_lock(f));
+    run(TRAIN "b --resume");
+    complains("train", 1, "b: wanted a run that nobody trains, "
+              "found another process at it");
+    assert_true(exists("b/lock"));
+    fclose(f);
+    done(TRAIN "b --resume");
+    same_runs("r", "b");
+}
+
 /* A weight that is no number, in the state alone. */
 static void not_finite(void **state)
 {
@@ -647,6 +665,7 @@ int main(void)
         cmocka_unit_test(back_to_the_one_before),
         cmocka_unit_test(killed_at_the_start),
         cmocka_unit_test(what_lies_about),
+        cmocka_unit_test(another_process),
         cmocka_unit_test(not_finite),
         cmocka_unit_test(a_full_disk),
         cmocka_unit_test(no_room_at_all),

@@ -1,12 +1,12 @@
-"""Train models/stories: a V2-Lite-style story teller, by transformers.
+"""Train a model of models/stories' shape by transformers, to compare with.
 
     taskset -c 1 python train_stories.py CORPORA OUT --minutes 75
 
 CORPORA holds the three children's corpora (see models/NOTICE.md); OUT
 becomes an ordinary Hugging Face directory.  One core, one process; the
 learning rate follows the clock, so the run ends when told to.  The model
-is transformers' own DeepseekV2ForCausalLM: whatever it learns, it learns
-with another project's forward pass, so these weights can test ours.
+is transformers' own DeepseekV2ForCausalLM.  The tokenizer of models/ is
+this script's; the weights there are `deepseek train`'s.
 
 Order: tokenizer, documents, mixture of sources, model, optimisers
 (Muon for matrices, AdamW for the rest), loop, held-out figure, save.
