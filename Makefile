@@ -72,7 +72,7 @@ portable: ## build it for every machine of this architecture (OPT=-O2)
 
 run: $(PROGRAM) ## tell a story from the model in models/
 	./$(PROGRAM) generate $(MODEL) -p "Once upon a time" -n 250 \
-	    --temp 0.7 --seed 6
+	    --temp 0.7 --seed 20
 
 test: $(PROGRAM) $(TESTS) ## build and run all tests (fetches cmocka)
 	@DEEPSEEK=$(abspath $(PROGRAM)) sh tests/run.sh $(TESTS)
