@@ -43,6 +43,7 @@ typedef struct {
     double start;              /* when the first step began */
     Text where;                /* what the settings are called in errors */
     FILE *lock;                /* RUN/lock, while this process trains it */
+    char *lock_path;
     uint64_t first, saved;     /* tokens then; the last checkpoint's step */
 } Training;
 
@@ -180,18 +181,20 @@ static int lock(Training *r, Error *err)
     if (path == NULL)
         return -1;
     FILE *file = fopen(path, "ab");
-    int status = 0;
-    if (file == NULL)
-        status = fail(err, "%s: cannot open: %s", path, strerror(errno));
-    else if (!os_lock(file))
-        status = fail(err, "%s: wanted a run that nobody trains, found "
-                      "another process at it", r->a->output);
-    free(path);
-    if (status == 0)
+    if (file != NULL && os_lock(file)) {
         r->lock = file;
-    else if (file != NULL)
+        r->lock_path = path;
+        return 0;
+    }
+    if (file == NULL) {
+        fail(err, "%s: cannot open: %s", path, strerror(errno));
+    } else {
+        fail(err, "%s: wanted a run that nobody trains, found another process "
+             "at it", r->a->output);
         fclose(file);
-    return status;
+    }
+    free(path);
+    return -1;
 }
 
 /* Config and settings ------------------------------------------------------ */
@@ -230,13 +233,10 @@ static int open_training(Training *r, Error *err)
 /* RUN/lock of a process that was killed is nobody's any more. */
 static void unlock(Training *r)
 {
-    Error err;
     if (r->lock == NULL)
         return;
-    char *path = path_join(r->a->output, "lock", &err);
-    if (path != NULL)
-        remove(path);
-    free(path);
+    remove(r->lock_path);
+    free(r->lock_path);
     fclose(r->lock);
 }
 
